@@ -1,0 +1,490 @@
+//! The cache: bytes of files in memory, and when they may be believed. The only door to the slots.
+//!
+//! Vocabulary. A *slot* is bytes kept under one [`Key`] `path:pos:size`; slots of one file never overlap. A
+//! *record* is what all opens of one file share: its version, its generation and its slots. It belongs to
+//! the file (device and inode), so two hard links are one record, and a rename carries it along. A
+//! [`Version`] is what `stat` says of the file.
+//!
+//! Promises:
+//! * May be lost, never wrong. Nothing here fails: what cannot be kept is a miss.
+//! * The bytes of a record are those of its version. They are handed out while the record was compared with
+//!   the source less than `ttl` ago, or by a caller who has just compared it ([`Trust`]).
+//! * A changed version is a stranger's write: all slots are dropped.
+//! * Memory is bounded: bytes plus [`SLOT_OVERHEAD`] for each slot stay at or under the limit; the least
+//!   recently used slot goes first.
+//! * Coherence under concurrent reads and writes is the business of the tickets, [`Fill`] and [`Write`], and
+//!   is stated in their module.
+//!
+//! **Racy timestamps.** File systems stamp changes with a clock that ticks (every 1 to 10 ms on Linux, every
+//! second on some servers, every two on FAT), so a second change within the tick of the first leaves no
+//! trace in `stat`. As git does in its index, a slot that was filled within a tick of the file's last
+//! change is not trusted beyond the next comparison: it is dropped there and read again.
+//!
+//! Locking: one mutex around the index; inside it only lookups and moves. Buffers are freed outside.
+
+mod flight;
+mod index;
+mod ticket;
+
+pub use flight::Flight;
+pub use index::{Pieces, SLOT_OVERHEAD};
+pub use ticket::{Fill, Write};
+
+use crate::clock::{Clock, Moment};
+use crate::span::Span;
+use crate::stats::Stats;
+use crate::sys::{Stat, Time};
+use bytes::Bytes;
+use index::Index;
+use parking_lot::Mutex;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A file, whatever its names: device and inode number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FileId {
+    /// Device.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+}
+
+/// What `stat` says of a file's content: two equal versions mean the same bytes (but see "racy timestamps"
+/// in the module's text).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Version {
+    /// The file.
+    pub id: FileId,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Last change of content.
+    pub mtime: Time,
+    /// Last change of content or attributes. A program can set mtime back, but not this.
+    pub ctime: Time,
+}
+
+impl Version {
+    /// The version in a stat.
+    pub fn of(stat: &Stat) -> Version {
+        Version {
+            id: FileId {
+                dev: stat.dev,
+                ino: stat.ino,
+            },
+            size: stat.size,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+        }
+    }
+
+    /// Granularity of the file system's timestamps, as far as this one shows: whole seconds in both times
+    /// mean a coarse clock (FAT counts in twos), else one tick of the slowest common kernel (HZ=100).
+    fn tick(&self) -> i128 {
+        if self.is_coarse() {
+            2_000_000_000
+        } else {
+            10_000_000
+        }
+    }
+
+    fn is_coarse(&self) -> bool {
+        self.mtime.nanos == 0 && self.ctime.nanos == 0
+    }
+
+    /// Could the file change once more, after `wall`, without any trace in the version?
+    fn is_racy(&self, wall: i128) -> bool {
+        let (ctime, mtime) = (self.ctime.as_nanos(), self.mtime.as_nanos());
+        // A ctime in the future means a server whose clock is ahead: nothing can be told, so: racy. An
+        // mtime in the future was set by a program and says nothing.
+        wall - ctime < self.tick() || (ctime < mtime && mtime <= wall && wall - mtime < self.tick())
+    }
+
+    /// The later of two versions that both describe the file after some of several concurrent writes.
+    fn later(self, other: Version) -> Version {
+        if (other.ctime, other.mtime, other.size) >= (self.ctime, self.mtime, self.size) {
+            other
+        } else {
+            self
+        }
+    }
+}
+
+/// Name of a slot, printed as `path:pos:size`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    /// Path of the file as it was opened first, or renamed to last.
+    pub path: Arc<Path>,
+    /// Offset of the first byte.
+    pub pos: u64,
+    /// Number of bytes.
+    pub size: u64,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.path.display(), self.pos, self.size)
+    }
+}
+
+/// How long ago the record must have been compared with the source for its bytes to be handed out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trust {
+    /// Less than `ttl` ago.
+    Ttl,
+    /// The caller has compared it in this very operation, or knows that the source does not answer.
+    Any,
+}
+
+/// What [`Cache::get`] found.
+#[derive(Debug)]
+pub enum Found {
+    /// All of the span that lies before the end of file.
+    Hit(Pieces),
+    /// Not all of it is here, or it is too old to be believed.
+    Miss,
+}
+
+/// The next step of a read that [`Cache::next`] found at the start of a span.
+#[derive(Debug)]
+pub enum Step {
+    /// These bytes are cached.
+    Cached(Bytes),
+    /// Nobody is reading this gap: read it and complete the ticket.
+    Lead(Fill),
+    /// Somebody is: wait for the flight.
+    Join(Arc<Flight>),
+    /// The span begins at or behind the end of file.
+    End,
+}
+
+/// Result of comparing a record with the source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compared {
+    /// Nothing changed.
+    Same,
+    /// Somebody else changed the file (or may have, in a racy tick): slots were dropped.
+    Changed,
+    /// Writes of ours were under way, so the comparison says nothing. The record is as it was.
+    Unsettled,
+}
+
+/// A comparison under way, from [`Cache::begin_check`].
+#[derive(Clone, Copy, Debug)]
+pub struct Check {
+    id: FileId,
+    generation: u64,
+    writers: u32,
+    begun: Moment,
+}
+
+/// The cache. Shared by all faces; one is enough for a process.
+pub struct Cache {
+    index: Mutex<Index>,
+    clock: Clock,
+    stats: Arc<Stats>,
+    ttl: Duration,
+}
+
+/// Keeps a record alive while a file is open; records of closed files live as long as their slots.
+pub struct OpenRecord {
+    cache: Arc<Cache>,
+    id: FileId,
+}
+
+impl OpenRecord {
+    /// The file.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// The cache that it is in.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+}
+
+impl Drop for OpenRecord {
+    fn drop(&mut self) {
+        self.cache.index.lock().release(self.id);
+    }
+}
+
+impl Cache {
+    /// A cache of at most `bytes_max` bytes whose records are believed for `ttl` after a comparison.
+    pub fn new(bytes_max: u64, ttl: Duration, clock: Clock, stats: Arc<Stats>) -> Cache {
+        Cache {
+            index: Mutex::new(Index::new(bytes_max)),
+            clock,
+            stats,
+            ttl,
+        }
+    }
+
+    /// How long a comparison is believed.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// The clock that it measures with.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// The record of `id`, made when there is none. `path` names its slots.
+    pub fn open(self: &Arc<Self>, id: FileId, path: impl FnOnce() -> PathBuf) -> OpenRecord {
+        self.index.lock().acquire(id, path);
+        OpenRecord {
+            cache: self.clone(),
+            id,
+        }
+    }
+
+    /// The file is now called `path`.
+    pub fn rename(&self, id: FileId, path: &Path) {
+        self.index.lock().rename(id, path);
+    }
+
+    /// Bytes of `span`, clipped at end of file, if all of them are here and believed.
+    pub fn get(&self, id: FileId, span: Span, trust: Trust) -> Found {
+        let now = self.clock.now();
+        let mut index = self.index.lock();
+        if trust == Trust::Ttl && !index.is_trusted(id, now, self.ttl) {
+            return Found::Miss;
+        }
+        match index.covered(id, span) {
+            Some(pieces) => {
+                drop(index);
+                self.stats.hits.add(1);
+                self.stats.hit_bytes.add(pieces.len() as u64);
+                Found::Hit(pieces)
+            }
+            None => Found::Miss,
+        }
+    }
+
+    /// One step of a read from the start of `span` on: cached bytes, or what to do about their absence.
+    /// The lookup, the search for a flight and the start of one are one critical section.
+    pub fn next(self: &Arc<Self>, id: FileId, span: Span) -> Step {
+        let step = self.index.lock().next(id, span);
+        match step {
+            index::Next::Cached(bytes) => Step::Cached(bytes),
+            index::Next::Join(flight) => Step::Join(flight),
+            index::Next::End => Step::End,
+            index::Next::Gap {
+                gap,
+                generation,
+                flight,
+            } => Step::Lead(Fill::new(self.clone(), id, gap, generation, flight)),
+        }
+    }
+
+    /// Was the record compared with the source less than `ttl` ago?
+    pub fn is_trusted(&self, id: FileId) -> bool {
+        let now = self.clock.now();
+        self.index.lock().is_trusted(id, now, self.ttl)
+    }
+
+    /// Has the record any slot? Then a write must first make sure that nobody else changed the file, or
+    /// stamping the record with its own version would hide that change for ever.
+    pub fn holds(&self, id: FileId) -> bool {
+        self.index.lock().holds(id)
+    }
+
+    /// The version that the record's bytes belong to.
+    pub fn version(&self, id: FileId) -> Option<Version> {
+        self.index.lock().version(id)
+    }
+
+    /// Begin to compare the record with the source: call this, then `stat`, then [`Cache::finish_check`].
+    pub fn begin_check(&self, id: FileId) -> Check {
+        let begun = self.clock.now();
+        let (generation, writers) = self.index.lock().generation(id);
+        Check {
+            id,
+            generation,
+            writers,
+            begun,
+        }
+    }
+
+    /// Compare: `version` is what the source said after [`Cache::begin_check`].
+    pub fn finish_check(&self, check: Check, version: Version) -> Compared {
+        let (compared, dropped) = self.index.lock().compare(
+            check.id,
+            (check.generation, check.writers),
+            check.begun,
+            version,
+        );
+        if compared == Compared::Changed {
+            self.stats.stale_records.add(1);
+        }
+        drop(dropped);
+        compared
+    }
+
+    /// A change of the attributes through us, which moved ctime (and, if `mtime_set`, mtime) but no byte:
+    /// carry the slots over to the new version. `before` is the version just before the change.
+    pub fn restamp(&self, before: Version, after: Version) {
+        let now = self.clock.now();
+        self.index.lock().restamp(before, after, now);
+    }
+
+    /// Begin a write of `span`.
+    pub fn begin_write(self: &Arc<Self>, id: FileId, span: Span) -> Write {
+        let generation = self.index.lock().begin_write(id);
+        Write::new(self.clone(), id, span, generation)
+    }
+
+    /// The file ended before its version says: somebody cut it. Nothing of the record is believed until it
+    /// is compared again.
+    pub fn distrust(&self, id: FileId) {
+        self.index.lock().distrust(id);
+    }
+
+    /// Forget all slots of a file.
+    pub fn evict(&self, id: FileId) {
+        let dropped = self.index.lock().evict(id);
+        drop(dropped);
+    }
+
+    /// Names of all slots of a file, in order.
+    pub fn keys(&self, id: FileId) -> Vec<Key> {
+        self.index.lock().keys(id)
+    }
+
+    /// Bytes held, with [`SLOT_OVERHEAD`] for each slot: what the limit is compared with.
+    pub fn bytes_used(&self) -> u64 {
+        self.index.lock().bytes_used()
+    }
+
+    /// Check every invariant of the index, for tests and debugging: panics with what is broken.
+    pub fn assert_invariants(&self) {
+        self.index.lock().assert_invariants();
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("ttl", &self.ttl)
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    fn at(secs: i64, nanos: u32) -> Time {
+        Time { secs, nanos }
+    }
+
+    fn version(mtime: Time, ctime: Time) -> Version {
+        Version {
+            id: FileId { dev: 1, ino: 2 },
+            size: 8,
+            mtime,
+            ctime,
+        }
+    }
+
+    fn cache(ttl: Duration) -> (Arc<Cache>, Clock) {
+        let clock = Clock::manual(UNIX_EPOCH + Duration::from_secs(1000));
+        let cache = Cache::new(1 << 20, ttl, clock.clone(), Arc::new(Stats::default()));
+        (Arc::new(cache), clock)
+    }
+
+    fn fill(cache: &Arc<Cache>, id: FileId, span: Span, byte: u8) {
+        match cache.next(id, span) {
+            Step::Lead(fill) => fill.complete(Bytes::from(vec![byte; span.size as usize])),
+            other => panic!("expected a gap, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_record_is_believed_for_its_ttl_and_no_longer() {
+        let (cache, clock) = cache(Duration::from_secs(1));
+        let version = version(at(10, 5), at(10, 5));
+        let record = cache.open(version.id, || "f".into());
+        let check = cache.begin_check(record.id());
+        assert_eq!(cache.finish_check(check, version), Compared::Changed);
+        fill(&cache, record.id(), Span::new(0, 8), 7);
+        clock.advance(Duration::from_millis(999));
+        assert!(matches!(
+            cache.get(record.id(), Span::new(2, 4), Trust::Ttl),
+            Found::Hit(_)
+        ));
+        clock.advance(Duration::from_millis(1));
+        assert!(matches!(
+            cache.get(record.id(), Span::new(2, 4), Trust::Ttl),
+            Found::Miss
+        ));
+        let check = cache.begin_check(record.id());
+        assert_eq!(cache.finish_check(check, version), Compared::Same);
+        assert!(matches!(
+            cache.get(record.id(), Span::new(2, 400), Trust::Ttl),
+            Found::Hit(pieces) if pieces.len() == 6
+        ));
+        assert_eq!(cache.keys(record.id())[0].to_string(), "f:0:8");
+    }
+
+    /// Two changes in one tick of the file system's clock look like one. The slot filled between them
+    /// must not outlive the next comparison, although that finds the same version.
+    #[test]
+    fn a_slot_filled_within_a_tick_of_the_change_is_read_again() {
+        for (changed, racy) in [
+            (at(999, 999_000_000), true),
+            (at(999, 900_000_000), false),
+            (at(999, 0), true),
+            (at(997, 0), false),
+            (at(5000, 1), true),
+        ] {
+            let (cache, clock) = cache(Duration::from_secs(1));
+            let version = version(changed, changed);
+            let record = cache.open(version.id, || "f".into());
+            let check = cache.begin_check(record.id());
+            cache.finish_check(check, version);
+            fill(&cache, record.id(), Span::new(0, 8), 7);
+            clock.advance(Duration::from_secs(3));
+            let check = cache.begin_check(record.id());
+            let expected = if racy {
+                Compared::Changed
+            } else {
+                Compared::Same
+            };
+            assert_eq!(cache.finish_check(check, version), expected, "{changed:?}");
+            assert_eq!(cache.holds(record.id()), !racy);
+        }
+    }
+
+    #[test]
+    fn an_mtime_set_into_the_future_is_no_race() {
+        let version = version(at(9_000_000, 1), at(10, 1));
+        assert!(!version.is_racy(1_000_000_000_000));
+    }
+
+    #[test]
+    fn a_closed_file_keeps_its_slots_and_an_empty_record_goes() {
+        let (cache, _clock) = cache(Duration::from_secs(1));
+        let version = version(at(10, 5), at(10, 5));
+        let record = cache.open(version.id, || "f".into());
+        let check = cache.begin_check(record.id());
+        cache.finish_check(check, version);
+        fill(&cache, version.id, Span::new(0, 8), 7);
+        drop(record);
+        assert!(cache.holds(version.id));
+        cache.evict(version.id);
+        assert_eq!(cache.version(version.id), None);
+        assert_eq!(cache.bytes_used(), 0);
+        cache.assert_invariants();
+    }
+}

@@ -1,0 +1,594 @@
+//! The one index: records by file, slots by position, and the order of eviction. Plain data under the
+//! cache's mutex; nothing here blocks, calls out or frees a large buffer (what is dropped is returned).
+//!
+//! Invariants, checked by `assert_invariants`:
+//! 1. Slots of a record do not overlap, none is empty, none reaches behind the size of its version.
+//! 2. `lru` has exactly one entry for each slot.
+//! 3. `used` is the sum of all slots' bytes and overhead, and at most `limit`.
+//! 4. A record without slots, opens and writers does not exist.
+
+use super::flight::Flight;
+use super::{Compared, FileId, Key, Version};
+use crate::clock::Moment;
+use crate::span::Span;
+use bytes::{Bytes, BytesMut};
+use lru::LruCache;
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a slot costs beside its bytes: its place in the two maps and the buffer's header, measured with
+/// 4 KiB slots (about 230 bytes) and rounded up.
+pub const SLOT_OVERHEAD: u64 = 256;
+
+#[derive(Debug)]
+struct Slot {
+    bytes: Bytes,
+    /// Filled within a tick of the file's last change: not believed beyond the next comparison.
+    racy: bool,
+}
+
+#[derive(Debug)]
+struct Record {
+    path: Arc<Path>,
+    /// `None`: unknown, so that no slot can be kept, and the next comparison drops what there is.
+    version: Option<Version>,
+    checked: Option<Moment>,
+    generation: u64,
+    writers: u32,
+    opens: u32,
+    slots: BTreeMap<u64, Slot>,
+    flights: SmallVec<[(u64, Arc<Flight>); 2]>,
+}
+
+/// Buffers taken out of the index, to be freed by the caller outside the lock.
+#[derive(Debug, Default)]
+pub(super) struct Dropped(Vec<Bytes>, u64);
+
+impl Dropped {
+    /// How many of them went to stay under the limit.
+    pub(super) fn count(&self) -> u64 {
+        self.1
+    }
+}
+
+/// The cached bytes of a span, in one or more pieces.
+#[derive(Clone, Debug, Default)]
+pub struct Pieces(SmallVec<[Bytes; 2]>);
+
+impl Pieces {
+    /// Add the next bytes.
+    pub fn push(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.0.push(bytes);
+        }
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+
+    /// No byte at all?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// As one buffer: without a copy when it is one piece.
+    pub fn into_bytes(mut self) -> Bytes {
+        match self.0.len() {
+            0 => Bytes::new(),
+            1 => self.0.swap_remove(0),
+            _ => {
+                let mut whole = BytesMut::with_capacity(self.len());
+                for piece in &self.0 {
+                    whole.extend_from_slice(piece);
+                }
+                whole.freeze()
+            }
+        }
+    }
+}
+
+pub(super) enum Next {
+    Cached(Bytes),
+    Join(Arc<Flight>),
+    Gap {
+        gap: Span,
+        generation: u64,
+        flight: Arc<Flight>,
+    },
+    End,
+}
+
+#[derive(Debug)]
+pub(super) struct Index {
+    records: HashMap<FileId, Record>,
+    lru: LruCache<(FileId, u64), ()>,
+    used: u64,
+    limit: u64,
+}
+
+fn cost(bytes: &Bytes) -> u64 {
+    bytes.len() as u64 + SLOT_OVERHEAD
+}
+
+fn slot_span(pos: u64, slot: &Slot) -> Span {
+    Span::new(pos, slot.bytes.len() as u64)
+}
+
+/// A part of a buffer to be kept for long: copied when sharing would hold much more memory than it counts.
+fn keep(part: Bytes, whole: usize) -> Bytes {
+    if part.len() * 2 < whole {
+        Bytes::copy_from_slice(&part)
+    } else {
+        part
+    }
+}
+
+impl Record {
+    fn end(&self) -> u64 {
+        self.version.map_or(0, |version| version.size)
+    }
+
+    /// The slot that holds `pos`.
+    fn slot_at(&self, pos: u64) -> Option<(u64, &Slot)> {
+        let (&start, slot) = self.slots.range(..=pos).next_back()?;
+        slot_span(start, slot)
+            .covers(Span::new(pos, 1))
+            .then_some((start, slot))
+    }
+
+    /// Start of every slot that shares a byte with `span`.
+    fn overlapped(&self, span: Span) -> SmallVec<[u64; 8]> {
+        let from = match self.slot_at(span.pos) {
+            Some((start, _)) => start,
+            None => span.pos,
+        };
+        self.slots
+            .range(from..span.end().max(from))
+            .map(|(&start, _)| start)
+            .collect()
+    }
+}
+
+impl Index {
+    pub(super) fn new(limit: u64) -> Index {
+        Index {
+            records: HashMap::new(),
+            lru: LruCache::unbounded(),
+            used: 0,
+            limit,
+        }
+    }
+
+    pub(super) fn acquire(&mut self, id: FileId, path: impl FnOnce() -> PathBuf) {
+        let record = self.records.entry(id).or_insert_with(|| Record {
+            path: path().into(),
+            version: None,
+            checked: None,
+            generation: 0,
+            writers: 0,
+            opens: 0,
+            slots: BTreeMap::new(),
+            flights: SmallVec::new(),
+        });
+        record.opens += 1;
+    }
+
+    pub(super) fn release(&mut self, id: FileId) {
+        if let Some(record) = self.records.get_mut(&id) {
+            record.opens -= 1;
+        }
+        self.retire(id);
+    }
+
+    /// Invariant 4.
+    fn retire(&mut self, id: FileId) {
+        let idle = self
+            .records
+            .get(&id)
+            .is_some_and(|r| r.opens == 0 && r.writers == 0 && r.slots.is_empty());
+        if idle {
+            self.records.remove(&id);
+        }
+    }
+
+    pub(super) fn rename(&mut self, id: FileId, path: &Path) {
+        if let Some(record) = self.records.get_mut(&id) {
+            record.path = path.into();
+        }
+    }
+
+    pub(super) fn is_trusted(&self, id: FileId, now: Moment, ttl: Duration) -> bool {
+        self.records.get(&id).is_some_and(|record| {
+            record.version.is_some() && record.checked.is_some_and(|then| now.since(then) < ttl)
+        })
+    }
+
+    pub(super) fn holds(&self, id: FileId) -> bool {
+        self.records.get(&id).is_some_and(|r| !r.slots.is_empty())
+    }
+
+    pub(super) fn version(&self, id: FileId) -> Option<Version> {
+        self.records.get(&id)?.version
+    }
+
+    pub(super) fn generation(&self, id: FileId) -> (u64, u32) {
+        self.records
+            .get(&id)
+            .map_or((0, 0), |r| (r.generation, r.writers))
+    }
+
+    pub(super) fn covered(&mut self, id: FileId, span: Span) -> Option<Pieces> {
+        let record = self.records.get(&id)?;
+        record.version?;
+        let span = span.clip(record.end());
+        let mut pieces = Pieces::default();
+        let mut touched: SmallVec<[u64; 4]> = SmallVec::new();
+        let mut at = span.pos;
+        while at < span.end() {
+            let (start, slot) = record.slot_at(at)?;
+            let part = slot_span(start, slot).intersect(Span::between(at, span.end()));
+            pieces.push(slot.bytes.slice(part.within(start)));
+            touched.push(start);
+            at = part.end();
+        }
+        for start in touched {
+            self.lru.promote(&(id, start));
+        }
+        Some(pieces)
+    }
+
+    pub(super) fn next(&mut self, id: FileId, span: Span) -> Next {
+        let Some(record) = self.records.get_mut(&id) else {
+            return Next::End;
+        };
+        // Without a version nothing says where the file ends: the read finds out.
+        let span = match record.version {
+            Some(version) => span.clip(version.size),
+            None => span,
+        };
+        if span.is_empty() {
+            return Next::End;
+        }
+        if let Some((start, slot)) = record.slot_at(span.pos) {
+            let part = slot_span(start, slot).intersect(span);
+            let bytes = slot.bytes.slice(part.within(start));
+            self.lru.promote(&(id, start));
+            return Next::Cached(bytes);
+        }
+        let joinable = record.flights.iter().find(|(generation, flight)| {
+            *generation == record.generation && flight.span().covers(Span::new(span.pos, 1))
+        });
+        if let Some((_, flight)) = joinable {
+            return Next::Join(flight.clone());
+        }
+        let next_slot = record.slots.range(span.pos..).next();
+        let gap = span.clip(next_slot.map_or(u64::MAX, |(&start, _)| start));
+        let flight = Arc::new(Flight::new(gap));
+        record.flights.push((record.generation, flight.clone()));
+        Next::Gap {
+            gap,
+            generation: record.generation,
+            flight,
+        }
+    }
+
+    pub(super) fn end_flight(&mut self, id: FileId, flight: &Arc<Flight>) {
+        if let Some(record) = self.records.get_mut(&id) {
+            record.flights.retain(|(_, f)| !Arc::ptr_eq(f, flight));
+        }
+    }
+
+    /// Clause 1.
+    pub(super) fn complete_fill(
+        &mut self,
+        id: FileId,
+        span: Span,
+        generation: u64,
+        bytes: &Bytes,
+        wall: i128,
+    ) -> Dropped {
+        let mut dropped = Dropped::default();
+        let Some(record) = self.records.get_mut(&id) else {
+            return dropped;
+        };
+        let Some(version) = record.version else {
+            return dropped;
+        };
+        if record.generation != generation || record.opens == 0 {
+            return dropped;
+        }
+        // The gap may have been filled meanwhile by a reader of a wider span; what is there is as good.
+        let racy = version.is_racy(wall);
+        let filled = Span::new(span.pos, bytes.len() as u64).clip(version.size);
+        self.insert_gaps(id, filled, bytes, racy, &mut dropped);
+        self.enforce_limit(&mut dropped);
+        dropped
+    }
+
+    /// Keep those parts of `span` that no slot has; `data` begins at `span.pos`.
+    fn insert_gaps(
+        &mut self,
+        id: FileId,
+        span: Span,
+        data: &Bytes,
+        racy: bool,
+        dropped: &mut Dropped,
+    ) {
+        let Some(record) = self.records.get_mut(&id) else {
+            return;
+        };
+        let mut at = span.pos;
+        while at < span.end() {
+            if let Some((start, slot)) = record.slot_at(at) {
+                at = slot_span(start, slot).end();
+                continue;
+            }
+            let next_slot = record.slots.range(at..).next();
+            let gap =
+                Span::between(at, span.end()).clip(next_slot.map_or(u64::MAX, |(&start, _)| start));
+            let bytes = keep(data.slice(gap.within(span.pos)), data.len());
+            if cost(&bytes) > self.limit {
+                dropped.0.push(bytes);
+            } else {
+                self.used += cost(&bytes);
+                self.lru.put((id, gap.pos), ());
+                record.slots.insert(gap.pos, Slot { bytes, racy });
+            }
+            at = gap.end();
+        }
+    }
+
+    fn enforce_limit(&mut self, dropped: &mut Dropped) {
+        while self.used > self.limit {
+            let Some(((id, pos), ())) = self.lru.pop_lru() else {
+                return;
+            };
+            if let Some(record) = self.records.get_mut(&id)
+                && let Some(slot) = record.slots.remove(&pos)
+            {
+                self.used -= cost(&slot.bytes);
+                dropped.0.push(slot.bytes);
+                dropped.1 += 1;
+            }
+            self.retire(id);
+        }
+    }
+
+    fn remove_slot(&mut self, id: FileId, pos: u64, dropped: &mut Dropped) {
+        if let Some(record) = self.records.get_mut(&id)
+            && let Some(slot) = record.slots.remove(&pos)
+        {
+            self.used -= cost(&slot.bytes);
+            self.lru.pop(&(id, pos));
+            dropped.0.push(slot.bytes);
+        }
+    }
+
+    /// Forget the bytes of `span`; what slots have outside of it stays.
+    fn cut(&mut self, id: FileId, span: Span, dropped: &mut Dropped) {
+        let Some(record) = self.records.get(&id) else {
+            return;
+        };
+        for start in record.overlapped(span) {
+            let Some(slot) = self.records.get_mut(&id).and_then(|r| r.slots.remove(&start)) else {
+                continue;
+            };
+            self.used -= cost(&slot.bytes);
+            self.lru.pop(&(id, start));
+            let whole = slot_span(start, &slot);
+            let before = Span::between(whole.pos, span.pos.min(whole.end()));
+            let after = Span::between(span.end().max(whole.pos), whole.end());
+            for part in [before, after] {
+                if part.is_empty() {
+                    continue;
+                }
+                let bytes = keep(slot.bytes.slice(part.within(start)), slot.bytes.len());
+                self.used += cost(&bytes);
+                self.lru.put((id, part.pos), ());
+                if let Some(record) = self.records.get_mut(&id) {
+                    let racy = slot.racy;
+                    record.slots.insert(part.pos, Slot { bytes, racy });
+                }
+            }
+            dropped.0.push(slot.bytes);
+        }
+    }
+
+    pub(super) fn begin_write(&mut self, id: FileId) -> u64 {
+        match self.records.get_mut(&id) {
+            Some(record) => {
+                record.writers += 1;
+                record.generation
+            }
+            None => 0,
+        }
+    }
+
+    /// Clauses 2 and 3. `data`: the bytes now at `span`, `None` when unknown; `after`: the version then,
+    /// `None` when the write failed.
+    pub(super) fn end_write(
+        &mut self,
+        id: FileId,
+        span: Span,
+        generation: u64,
+        data: Option<&Bytes>,
+        after: Option<Version>,
+        now: Moment,
+    ) -> Dropped {
+        let mut dropped = Dropped::default();
+        let Some(record) = self.records.get_mut(&id) else {
+            return dropped;
+        };
+        let sole = record.generation == generation;
+        record.generation += 1;
+        record.writers -= 1;
+        match after {
+            Some(after) => {
+                // Of concurrent writes, the one that saw the latest timestamps saw the final state.
+                let stamp = match record.version {
+                    Some(version) if !sole => version.later(after),
+                    _ => after,
+                };
+                record.version = Some(stamp);
+                record.checked = Some(now);
+            }
+            // What a failed write left behind is known only for its span; the version is not.
+            None => {
+                record.version = None;
+                record.checked = None;
+            }
+        }
+        let end = record.end();
+        match (data, after) {
+            (Some(data), Some(after)) if sole => {
+                for start in record.overlapped(span) {
+                    if let Some(slot) = record.slots.get_mut(&start) {
+                        patch(slot, start, span, data);
+                        slot.racy |= after.is_coarse();
+                    }
+                }
+                // Coarse timestamps cannot tell our write from a stranger's a moment later.
+                self.insert_gaps(id, span, data, after.is_coarse(), &mut dropped);
+            }
+            _ => self.cut(id, span, &mut dropped),
+        }
+        // A version of another writer may end before our bytes do (invariant 1).
+        if after.is_some() {
+            self.cut(id, Span::from(end), &mut dropped);
+        }
+        self.enforce_limit(&mut dropped);
+        self.retire(id);
+        dropped
+    }
+
+    pub(super) fn compare(
+        &mut self,
+        id: FileId,
+        (generation, writers): (u64, u32),
+        begun: Moment,
+        version: Version,
+    ) -> (Compared, Dropped) {
+        let mut dropped = Dropped::default();
+        let Some(record) = self.records.get_mut(&id) else {
+            return (Compared::Changed, dropped);
+        };
+        if writers > 0 || record.writers > 0 || record.generation != generation {
+            return (Compared::Unsettled, dropped);
+        }
+        let same = record.version == Some(version);
+        record.checked = Some(begun);
+        if same {
+            let racy: Vec<u64> = record
+                .slots
+                .iter()
+                .filter_map(|(&pos, slot)| slot.racy.then_some(pos))
+                .collect();
+            if racy.is_empty() {
+                return (Compared::Same, dropped);
+            }
+            record.generation += 1;
+            for pos in racy {
+                self.remove_slot(id, pos, &mut dropped);
+            }
+        } else {
+            record.version = Some(version);
+            record.generation += 1;
+            let all: Vec<u64> = record.slots.keys().copied().collect();
+            for pos in all {
+                self.remove_slot(id, pos, &mut dropped);
+            }
+        }
+        self.retire(id);
+        (Compared::Changed, dropped)
+    }
+
+    pub(super) fn restamp(&mut self, before: Version, after: Version, now: Moment) {
+        if let Some(record) = self.records.get_mut(&after.id)
+            && record.version == Some(before)
+            && record.writers == 0
+            && before.size == after.size
+        {
+            record.version = Some(after);
+            record.checked = Some(now);
+        }
+    }
+
+    pub(super) fn distrust(&mut self, id: FileId) {
+        if let Some(record) = self.records.get_mut(&id) {
+            record.checked = None;
+        }
+    }
+
+    pub(super) fn evict(&mut self, id: FileId) -> Dropped {
+        let mut dropped = Dropped::default();
+        if let Some(record) = self.records.get(&id) {
+            let all: Vec<u64> = record.slots.keys().copied().collect();
+            for pos in all {
+                self.remove_slot(id, pos, &mut dropped);
+            }
+        }
+        self.retire(id);
+        dropped
+    }
+
+    pub(super) fn keys(&self, id: FileId) -> Vec<Key> {
+        let Some(record) = self.records.get(&id) else {
+            return Vec::new();
+        };
+        record
+            .slots
+            .iter()
+            .map(|(&pos, slot)| Key {
+                path: record.path.clone(),
+                pos,
+                size: slot.bytes.len() as u64,
+            })
+            .collect()
+    }
+
+    pub(super) fn bytes_used(&self) -> u64 {
+        self.used
+    }
+
+    pub(super) fn assert_invariants(&self) {
+        let (mut used, mut slots) = (0, 0);
+        for (id, record) in &self.records {
+            let mut end = 0;
+            for (&pos, slot) in &record.slots {
+                assert!(pos >= end, "slots of {id:?} overlap at {pos}");
+                assert!(!slot.bytes.is_empty(), "empty slot of {id:?} at {pos}");
+                assert!(self.lru.contains(&(*id, pos)), "slot at {pos} not in lru");
+                end = pos + slot.bytes.len() as u64;
+                used += cost(&slot.bytes);
+                slots += 1;
+            }
+            if let Some(version) = record.version {
+                assert!(end <= version.size, "slots of {id:?} reach behind its end");
+            }
+            assert!(
+                record.opens > 0 || record.writers > 0 || !record.slots.is_empty(),
+                "empty record of {id:?}"
+            );
+        }
+        assert_eq!(used, self.used, "bytes counted");
+        assert_eq!(slots, self.lru.len(), "entries in lru");
+        assert!(self.used <= self.limit, "limit overshot");
+    }
+}
+
+/// Write `data`, which begins at `span.pos`, into the part of the slot that it overlaps: in place when
+/// nobody reads the slot at this moment, else in a copy that takes its place.
+fn patch(slot: &mut Slot, start: u64, span: Span, data: &Bytes) {
+    let part = slot_span(start, slot).intersect(span);
+    let mut owned = match std::mem::take(&mut slot.bytes).try_into_mut() {
+        Ok(owned) => owned,
+        Err(shared) => BytesMut::from(&shared[..]),
+    };
+    owned[part.within(start)].copy_from_slice(&data[part.within(span.pos)]);
+    slot.bytes = owned.freeze();
+}

@@ -1,0 +1,144 @@
+//! The coherence rule, all of it: what a read may leave in the cache while writes go on.
+//!
+//! Each record has one *generation*, bumped in the same critical section that touches its slots, whenever a
+//! write ends, well or badly. Then:
+//!
+//! 1. A [`Fill`] is kept only if the generation did not move since it began.
+//! 2. A [`Write`] that commits patches the slots only if the generation did not move since it began;
+//!    otherwise it drops what it overlaps.
+//! 3. A write ticket that is dropped unfinished is a failed write: drop the overlap, bump. Forgetting to
+//!    finish is safe.
+//! 4. A reader joins a flight only if that flight began in the current generation (see `flight`).
+//!
+//! A changed version is a stranger's write of everything: drop all, bump. While a write is under way a
+//! reader may see old or new bytes; after it returned, never old ones. The tests below run every
+//! interleaving of small histories against a plain array, and removing any clause fails them.
+
+use super::{Cache, FileId, Flight, Version};
+use crate::error::Error;
+use crate::span::Span;
+use bytes::Bytes;
+use nix::errno::Errno;
+use std::sync::Arc;
+
+/// Right and duty to read one gap from the source. Dropped unfinished, it fails the readers that joined.
+#[derive(Debug)]
+pub struct Fill {
+    cache: Arc<Cache>,
+    id: FileId,
+    span: Span,
+    generation: u64,
+    flight: Arc<Flight>,
+}
+
+impl Fill {
+    pub(super) fn new(
+        cache: Arc<Cache>,
+        id: FileId,
+        span: Span,
+        generation: u64,
+        flight: Arc<Flight>,
+    ) -> Fill {
+        Fill {
+            cache,
+            id,
+            span,
+            generation,
+            flight,
+        }
+    }
+
+    /// What to read.
+    pub fn span(&self) -> Span {
+        self.span
+    }
+
+    /// The bytes from `span().pos` on, fewer than asked when the file ends there. They are kept if the
+    /// rule allows; whoever joined gets them either way.
+    pub fn complete(self, bytes: Bytes) {
+        let wall = self.cache.clock.wall();
+        let evicted = self.cache.index.lock().complete_fill(
+            self.id,
+            self.span,
+            self.generation,
+            &bytes,
+            wall,
+        );
+        self.cache.stats.evicted_slots.add(evicted.count());
+        self.flight.land(Ok(bytes));
+    }
+
+    /// The source failed; those who joined get the same error.
+    pub fn fail(self, error: Error) {
+        self.flight.land(Err(error));
+    }
+}
+
+impl Drop for Fill {
+    fn drop(&mut self) {
+        self.cache.index.lock().end_flight(self.id, &self.flight);
+        // Does nothing when the flight has landed.
+        self.flight.land(Err(Error::new(Errno::EIO, "read")));
+    }
+}
+
+/// A write under way.
+#[derive(Debug)]
+pub struct Write {
+    cache: Arc<Cache>,
+    id: FileId,
+    span: Span,
+    generation: u64,
+    ended: bool,
+}
+
+impl Write {
+    pub(super) fn new(cache: Arc<Cache>, id: FileId, span: Span, generation: u64) -> Write {
+        Write {
+            cache,
+            id,
+            span,
+            generation,
+            ended: false,
+        }
+    }
+
+    /// `data` is now in the source at the start of the span, which it fills. Patches the slots that it
+    /// overlaps in place and keeps the rest as new ones.
+    pub fn commit(mut self, data: &Bytes, after: Version) {
+        debug_assert_eq!(data.len() as u64, self.span.size);
+        self.end(Some(data), Some(after));
+    }
+
+    /// The source did what was asked to the span, but with which bytes is not known here: drop the overlap.
+    pub fn commit_unknown(mut self, after: Version) {
+        self.end(None, Some(after));
+    }
+
+    /// The file now ends at `after.size`. The span is `[new size, ...)`: slots behind it are cut off.
+    pub fn commit_truncate(self, after: Version) {
+        self.commit_unknown(after);
+    }
+
+    fn end(&mut self, data: Option<&Bytes>, after: Option<Version>) {
+        self.ended = true;
+        let now = self.cache.clock.now();
+        let dropped = self.cache.index.lock().end_write(
+            self.id,
+            self.span,
+            self.generation,
+            data,
+            after,
+            now,
+        );
+        self.cache.stats.evicted_slots.add(dropped.count());
+    }
+}
+
+impl Drop for Write {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(None, None);
+        }
+    }
+}

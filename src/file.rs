@@ -1,0 +1,367 @@
+//! The data path: everything that moves file bytes goes through [`CachedFile`].
+//!
+//! The kernel's face and the streams are only different ways to call `read_at` and `write_at`, so they
+//! cannot differ in what they see. Promises:
+//! * [`CachedFile::read_cached`] answers from memory or not at all: no system call, no waiting.
+//! * [`CachedFile::read_at`] returns what the source holds, as believed for at most `ttl`; fewer bytes than
+//!   asked only at the end of file. A cache that fails is a slower read, not an error.
+//! * [`CachedFile::write_at`] returns when the bytes are in the source (in its page cache, as write(2) does;
+//!   `sync` for the disk). Then every reader sees them. An error or a short write is reported as it is.
+
+use crate::backing::BackingFile;
+use crate::cache::{Cache, Compared, FileId, Found, OpenRecord, Pieces, Step, Trust, Version};
+use crate::error::Result;
+use crate::span::Span;
+use crate::sys::Stat;
+use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
+
+/// Most that one read of the source asks for: what the kernel asks of us at most (1 MiB, `max_pages`).
+/// A longer gap is read in several steps, so that no slot, and no copy under the lock, is larger.
+const FETCH_BYTES_MAX: u64 = 1 << 20;
+
+/// An open file with the cache in front of it.
+pub struct CachedFile {
+    record: OpenRecord,
+    backing: BackingFile,
+}
+
+/// A write or other change that went through, and the file's stat right after it.
+#[derive(Clone, Copy, Debug)]
+pub struct Changed<T> {
+    /// What the operation returned.
+    pub value: T,
+    /// The file after it.
+    pub stat: Stat,
+}
+
+impl CachedFile {
+    /// `backing` as seen through its record.
+    pub fn new(record: OpenRecord, backing: BackingFile) -> CachedFile {
+        CachedFile { record, backing }
+    }
+
+    /// The file's identity.
+    pub fn id(&self) -> FileId {
+        self.record.id()
+    }
+
+    /// The file of the source.
+    pub fn backing(&self) -> &BackingFile {
+        &self.backing
+    }
+
+    fn cache(&self) -> &Arc<Cache> {
+        self.record.cache()
+    }
+
+    /// From memory alone, when all of the span is there and `trust` allows it.
+    pub fn read_cached(&self, span: Span, trust: Trust) -> Option<Bytes> {
+        match self.cache().get(self.id(), span, trust) {
+            Found::Hit(pieces) => Some(pieces.into_bytes()),
+            Found::Miss => None,
+        }
+    }
+
+    /// Read `span`; shorter at end of file.
+    pub fn read_at(&self, span: Span) -> Result<Bytes> {
+        let cache = self.cache();
+        if !cache.is_trusted(self.id()) && self.compare(true)? == Compared::Unsettled {
+            // Writes of ours overtook the comparison. What the source says now is right in any case.
+            return self.read_source(span);
+        }
+        if let Some(bytes) = self.read_cached(span, Trust::Any) {
+            return Ok(bytes);
+        }
+        cache.stats().misses.add(1);
+        let mut pieces = Pieces::default();
+        let mut at = span.pos;
+        while at < span.end() {
+            let rest = Span::between(at, span.end()).clip(at + FETCH_BYTES_MAX);
+            let piece = match cache.next(self.id(), rest) {
+                Step::Cached(bytes) => bytes,
+                Step::End => break,
+                Step::Join(flight) => {
+                    let landed = flight.wait(at)?;
+                    let wanted = rest.clip(flight.span().end());
+                    landed.slice(..landed.len().min(wanted.size as usize))
+                }
+                Step::Lead(fill) => {
+                    let gap = fill.span();
+                    match self.read_source(gap) {
+                        Ok(bytes) => {
+                            if (bytes.len() as u64) < gap.size {
+                                // The version promised more: somebody cut the file.
+                                cache.distrust(self.id());
+                            }
+                            fill.complete(bytes.clone());
+                            bytes
+                        }
+                        Err(error) => {
+                            fill.fail(error);
+                            return Err(error);
+                        }
+                    }
+                }
+            };
+            if piece.is_empty() {
+                break;
+            }
+            at += piece.len() as u64;
+            pieces.push(piece);
+        }
+        Ok(pieces.into_bytes())
+    }
+
+    fn read_source(&self, span: Span) -> Result<Bytes> {
+        let fd = self.backing.fd()?;
+        let mut buffer = BytesMut::zeroed(span.size as usize);
+        let got = self
+            .backing
+            .source()
+            .read(&fd, &mut buffer, span.pos)?;
+        if got == buffer.len() {
+            return Ok(buffer.freeze());
+        }
+        // A buffer that is mostly empty would hold more memory than the cache counts.
+        Ok(Bytes::copy_from_slice(&buffer[..got]))
+    }
+
+    /// Compare the record with the source now. `fresh`: see [`crate::backing::Source::stat`].
+    pub fn compare(&self, fresh: bool) -> Result<Compared> {
+        let check = self.cache().begin_check(self.id());
+        let fd = self.backing.fd()?;
+        let stat = self.backing.source().stat(&fd, fresh)?;
+        Ok(self.cache().finish_check(check, Version::of(&stat)))
+    }
+
+    /// Write all of `data` at `pos`; returns how many bytes went in. With `append` the source puts them at
+    /// the end of the file, wherever that is by now, and `pos` is what the caller believed it to be.
+    pub fn write_at(&self, pos: u64, data: Bytes, append: bool) -> Result<Changed<usize>> {
+        let fd = self.backing.fd()?;
+        let source = self.backing.source();
+        self.compare_before_write()?;
+        let size = data.len() as u64;
+        // An append may land behind `pos`, so everything from there on is at stake.
+        let at_stake = if append { Span::from(pos) } else { Span::new(pos, size) };
+        let ticket = self.cache().begin_write(self.id(), at_stake);
+        let put = source.write(&fd, &data, pos)?;
+        let stat = source.stat(&fd, false)?;
+        let after = Version::of(&stat);
+        if append {
+            ticket.commit_unknown(after);
+            if stat.size == pos + size && put as u64 == size {
+                // It did land at `pos`, and nothing came after it. A second ticket keeps the bytes: they
+                // are in the source, and nobody can have cached others since the first one ended.
+                let keep = self.cache().begin_write(self.id(), Span::new(pos, size));
+                keep.commit(&data, after);
+            }
+        } else if put as u64 == size {
+            ticket.commit(&data, after);
+        } else {
+            drop(ticket);
+        }
+        Ok(Changed { value: put, stat })
+    }
+
+    /// Cut or extend the file.
+    pub fn truncate(&self, size: u64) -> Result<Stat> {
+        let fd = self.backing.fd()?;
+        self.change(Span::from(size), || {
+            self.backing.source().truncate(&fd, size)
+        })
+        .map(|changed| changed.stat)
+    }
+
+    /// Do something to the bytes of `span` in the source whose result is not known here (punch a hole,
+    /// copy a range): as a write, but the bytes are dropped instead of patched.
+    pub fn change<T>(
+        &self,
+        span: Span,
+        operation: impl FnOnce() -> Result<T>,
+    ) -> Result<Changed<T>> {
+        let fd = self.backing.fd()?;
+        self.compare_before_write()?;
+        let ticket = self.cache().begin_write(self.id(), span);
+        let value = operation()?;
+        let stat = self.backing.source().stat(&fd, false)?;
+        ticket.commit_unknown(Version::of(&stat));
+        Ok(Changed { value, stat })
+    }
+
+    /// Our write will stamp the record with its own version. If a stranger changed the file since the last
+    /// comparison, that stamp would declare what we hold to be current for ever; so look first. A record
+    /// that holds nothing has nothing to lose.
+    fn compare_before_write(&self) -> Result<()> {
+        if self.cache().holds(self.id()) {
+            self.compare(false)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::{Call, Intercept, Source};
+    use crate::clock::Clock;
+    use crate::stats::Stats;
+    use nix::errno::Errno;
+    use std::os::fd::OwnedFd;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    /// Fails the calls of one kind.
+    #[derive(Default)]
+    struct Failing(Mutex<Option<(Call, Errno)>>);
+
+    impl Intercept for Failing {
+        fn before(&self, call: Call) -> nix::Result<()> {
+            match *self.0.lock().expect("not poisoned") {
+                Some((failing, errno)) if failing == call => Err(errno),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    struct World {
+        dir: tempfile::TempDir,
+        file: CachedFile,
+        cache: Arc<Cache>,
+        clock: Clock,
+        failing: Arc<Failing>,
+    }
+
+    fn world(content: &[u8]) -> World {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("f");
+        std::fs::write(&path, content).expect("write");
+        let stats = Arc::new(Stats::default());
+        let failing = Arc::new(Failing::default());
+        let source = Source::open(dir.path(), Some(failing.clone()), stats.clone()).expect("open");
+        // A wall clock an hour ahead of every timestamp: no slot is racy.
+        let clock = Clock::manual(std::time::SystemTime::now() + Duration::from_secs(3600));
+        let cache = Arc::new(Cache::new(
+            1 << 20,
+            Duration::from_secs(1),
+            clock.clone(),
+            stats,
+        ));
+        let fd: OwnedFd = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .expect("open")
+            .into();
+        let source = Arc::new(source);
+        let id = Version::of(&source.stat(&fd, true).expect("stat")).id;
+        let record = cache.open(id, || path);
+        let file = CachedFile::new(record, BackingFile::opened(source, Arc::new(fd)));
+        World {
+            dir,
+            file,
+            cache,
+            clock,
+            failing,
+        }
+    }
+
+    #[test]
+    fn a_second_read_asks_the_source_for_nothing() {
+        let w = world(b"hello world");
+        assert_eq!(&w.file.read_at(Span::new(0, 100)).expect("read")[..], b"hello world");
+        let calls = w.cache.stats().source_calls.get();
+        assert_eq!(&w.file.read_at(Span::new(6, 5)).expect("read")[..], b"world");
+        assert_eq!(w.cache.stats().source_calls.get(), calls);
+        assert_eq!(w.cache.stats().hits.get(), 1);
+    }
+
+    #[test]
+    fn a_write_patches_the_slot_it_overlaps_and_keeps_it_warm() {
+        let w = world(b"0123456789");
+        w.file.read_at(Span::new(0, 10)).expect("read");
+        w.file.write_at(3, Bytes::from_static(b"XYZ"), false).expect("write");
+        let fetched = w.cache.stats().fetched_bytes.get();
+        assert_eq!(&w.file.read_at(Span::new(0, 10)).expect("read")[..], b"012XYZ6789");
+        assert_eq!(w.cache.stats().fetched_bytes.get(), fetched);
+        assert_eq!(std::fs::read(w.dir.path().join("f")).expect("read"), b"012XYZ6789");
+        assert_eq!(w.cache.keys(w.file.id()).len(), 1);
+        w.cache.assert_invariants();
+    }
+
+    /// A foreign change within the ttl, then a write of ours elsewhere in the file: stamping the record
+    /// with our version used to hide the foreign bytes until the next foreign change.
+    #[test]
+    fn our_own_write_does_not_bless_a_strangers_change() {
+        let w = world(b"0123456789");
+        w.file.read_at(Span::new(0, 10)).expect("read");
+        let path = w.dir.path().join("f");
+        std::fs::write(&path, b"abcdefghij").expect("write");
+        w.file.write_at(9, Bytes::from_static(b"!"), false).expect("write");
+        assert_eq!(&w.file.read_at(Span::new(0, 10)).expect("read")[..], b"abcdefghi!");
+    }
+
+    #[test]
+    fn an_unreachable_source_fails_misses_and_keeps_the_slots() {
+        let w = world(b"0123456789");
+        w.file.read_at(Span::new(0, 4)).expect("read");
+        *w.failing.0.lock().expect("not poisoned") = Some((Call::Read, Errno::EIO));
+        assert_eq!(
+            w.file.read_at(Span::new(0, 8)).expect_err("must fail").errno(),
+            Errno::EIO
+        );
+        assert_eq!(&w.file.read_at(Span::new(0, 4)).expect("read")[..], b"0123");
+        *w.failing.0.lock().expect("not poisoned") = Some((Call::Write, Errno::ENOSPC));
+        let error = w
+            .file
+            .write_at(0, Bytes::from_static(b"no"), false)
+            .expect_err("must fail");
+        assert_eq!(error.errno(), Errno::ENOSPC);
+        *w.failing.0.lock().expect("not poisoned") = None;
+        assert_eq!(&w.file.read_at(Span::new(0, 10)).expect("read")[..], b"0123456789");
+    }
+
+    #[test]
+    fn a_strangers_change_is_seen_when_the_ttl_has_passed() {
+        let w = world(b"old content");
+        w.file.read_at(Span::new(0, 11)).expect("read");
+        std::fs::write(w.dir.path().join("f"), b"NEW").expect("write");
+        assert_eq!(&w.file.read_at(Span::new(0, 3)).expect("read")[..], b"old");
+        w.clock.advance(Duration::from_secs(1));
+        assert_eq!(&w.file.read_at(Span::new(0, 11)).expect("read")[..], b"NEW");
+        assert_eq!(w.cache.stats().stale_records.get(), 2, "first sight and change");
+    }
+
+    #[test]
+    fn cutting_and_extending_reads_zeros() {
+        let w = world(b"0123456789");
+        w.file.read_at(Span::new(0, 10)).expect("read");
+        w.file.truncate(4).expect("truncate");
+        assert_eq!(&w.file.read_at(Span::new(0, 10)).expect("read")[..], b"0123");
+        w.file.truncate(6).expect("truncate");
+        assert_eq!(&w.file.read_at(Span::new(0, 10)).expect("read")[..], b"0123\0\0");
+        w.cache.assert_invariants();
+    }
+
+    #[test]
+    fn an_append_that_lands_elsewhere_is_not_believed_to_be_here() {
+        let w = world(b"0123");
+        let fd: OwnedFd = std::fs::File::options()
+            .append(true)
+            .read(true)
+            .open(w.dir.path().join("f"))
+            .expect("open")
+            .into();
+        let appender = CachedFile::new(
+            w.cache.open(w.file.id(), || "f".into()),
+            BackingFile::opened(w.file.backing().source().clone(), Arc::new(fd)),
+        );
+        w.file.read_at(Span::new(0, 4)).expect("read");
+        appender.write_at(4, Bytes::from_static(b"ab"), true).expect("append");
+        assert_eq!(w.cache.keys(w.file.id()).len(), 2);
+        // The kernel still believes that the file ends at 4.
+        appender.write_at(4, Bytes::from_static(b"cd"), true).expect("append");
+        assert_eq!(&w.file.read_at(Span::new(0, 9)).expect("read")[..], b"0123abcd");
+        w.cache.assert_invariants();
+    }
+}

@@ -1,0 +1,9 @@
+//! warmfs (draft)
+pub mod backing;
+pub mod cache;
+pub mod clock;
+pub mod error;
+pub mod file;
+pub mod span;
+pub mod stats;
+pub mod sys;
