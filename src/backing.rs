@@ -106,13 +106,21 @@ impl Source {
         f: impl FnOnce() -> nix::Result<T>,
     ) -> Result<T> {
         self.stats.source_calls.add(1);
-        let Some(intercept) = &self.intercept else {
-            return f().doing(doing);
+        let result = match &self.intercept {
+            None => f(),
+            Some(intercept) => intercept.before(call).and_then(|()| {
+                let result = f();
+                intercept.after(call);
+                result
+            }),
         };
-        intercept.before(call).doing(doing)?;
-        let result = f();
-        intercept.after(call);
-        result.doing(doing)
+        // The program on the mount has descriptors left; it is the daemon that ran out.
+        result
+            .map_err(|errno| match errno {
+                Errno::EMFILE => Errno::ENFILE,
+                other => other,
+            })
+            .doing(doing)
     }
 
     /// Attributes of `name` in `dir`. `fresh` bypasses a network file system's own attribute cache.
@@ -524,6 +532,11 @@ impl BackingFile {
             .ok_or(Error::new(Errno::EBADF, "open"))?;
         let fd = opener()?;
         Ok(self.fd.get_or_init(|| fd).as_fd())
+    }
+
+    /// Would dropping this file close no descriptor?
+    pub fn is_shared(&self) -> bool {
+        self.fd.get().is_none_or(|fd| Arc::strong_count(fd) > 1)
     }
 
     /// The descriptor when it is open already.

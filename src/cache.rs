@@ -94,7 +94,7 @@ impl Version {
     }
 
     /// Could the file change once more, after `wall`, without any trace in the version?
-    fn is_racy(&self, wall: i128) -> bool {
+    pub(crate) fn is_racy(&self, wall: i128) -> bool {
         let (ctime, mtime) = (self.ctime.as_nanos(), self.mtime.as_nanos());
         // A ctime in the future means a server whose clock is ahead: nothing can be told, so: racy. An
         // mtime in the future was set by a program and says nothing.
@@ -164,6 +164,8 @@ pub enum Step {
 pub enum Compared {
     /// Nothing changed.
     Same,
+    /// The record held nothing, and has a version from now on.
+    New,
     /// Somebody else changed the file (or may have, in a racy tick): slots were dropped.
     Changed,
     /// Writes of ours were under way, so the comparison says nothing. The record is as it was.
@@ -329,7 +331,13 @@ impl Cache {
         compared
     }
 
-    /// A change of the attributes through us, which moved ctime (and, if `mtime_set`, mtime) but no byte:
+    /// The source was seen with `version` at `when`, in passing (a lookup, a listing). If the record has that
+    /// very version it counts as compared then; anything else is left to a real comparison.
+    pub fn confirm(&self, version: Version, when: Moment) {
+        self.index.lock().confirm(version, when);
+    }
+
+    /// A change of the attributes through us, which moved ctime (and maybe mtime) but no byte:
     /// carry the slots over to the new version. `before` is the version just before the change.
     pub fn restamp(&self, before: Version, after: Version) {
         let now = self.clock.now();
@@ -416,7 +424,7 @@ mod tests {
         let version = version(at(10, 5), at(10, 5));
         let record = cache.open(version.id, || "f".into());
         let check = cache.begin_check(record.id());
-        assert_eq!(cache.finish_check(check, version), Compared::Changed);
+        assert_eq!(cache.finish_check(check, version), Compared::New);
         fill(&cache, record.id(), Span::new(0, 8), 7);
         clock.advance(Duration::from_millis(999));
         assert!(matches!(

@@ -1,9 +1,17 @@
 //! warmfs (draft)
 pub mod backing;
 pub mod cache;
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod daemon;
 pub mod error;
 pub mod file;
+pub mod fuse;
+pub mod mount;
+pub mod overlay;
+pub mod patience;
 pub mod span;
 pub mod stats;
 pub mod sys;
+pub mod workers;

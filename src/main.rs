@@ -1,1 +1,21 @@
-fn main() {}
+//! The `warmfs` command: parse, run, exit code.
+
+use clap::Parser;
+use std::process::ExitCode;
+use warmfs::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Mount(args) => warmfs::daemon::run(&args),
+        Command::Umount(args) => {
+            warmfs::mount::umount(&args.mountpoint, args.lazy).map(|()| ExitCode::SUCCESS)
+        }
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("warmfs: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

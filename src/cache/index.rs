@@ -41,6 +41,8 @@ struct Record {
     opens: u32,
     slots: BTreeMap<u64, Slot>,
     flights: SmallVec<[(u64, Arc<Flight>); 2]>,
+    /// Some slot may be racy.
+    racy: bool,
 }
 
 /// Buffers taken out of the index, to be freed by the caller outside the lock.
@@ -174,6 +176,7 @@ impl Index {
             opens: 0,
             slots: BTreeMap::new(),
             flights: SmallVec::new(),
+            racy: false,
         });
         record.opens += 1;
     }
@@ -322,6 +325,7 @@ impl Index {
         let Some(record) = self.records.get_mut(&id) else {
             return;
         };
+        record.racy |= racy;
         let mut at = span.pos;
         while at < span.end() {
             if let Some((start, slot)) = record.slot_at(at) {
@@ -483,6 +487,10 @@ impl Index {
         let same = record.version == Some(version);
         record.checked = Some(begun);
         if same {
+            if !record.racy {
+                return (Compared::Same, dropped);
+            }
+            record.racy = false;
             let racy: Vec<u64> = record
                 .slots
                 .iter()
@@ -496,8 +504,13 @@ impl Index {
                 self.remove_slot(id, pos, &mut dropped);
             }
         } else {
+            let new = record.version.is_none() && record.slots.is_empty();
             record.version = Some(version);
+            record.racy = false;
             record.generation += 1;
+            if new {
+                return (Compared::New, dropped);
+            }
             let all: Vec<u64> = record.slots.keys().copied().collect();
             for pos in all {
                 self.remove_slot(id, pos, &mut dropped);
@@ -505,6 +518,17 @@ impl Index {
         }
         self.retire(id);
         (Compared::Changed, dropped)
+    }
+
+    pub(super) fn confirm(&mut self, version: Version, when: Moment) {
+        if let Some(record) = self.records.get_mut(&version.id)
+            && record.version == Some(version)
+            && record.writers == 0
+            && record.checked.is_none_or(|then| then < when)
+            && !record.racy
+        {
+            record.checked = Some(when);
+        }
     }
 
     pub(super) fn restamp(&mut self, before: Version, after: Version, now: Moment) {

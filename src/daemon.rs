@@ -1,0 +1,115 @@
+//! The process around a mount: foreground or background, signals, the log.
+//!
+//! A mount in the background is this program started once more (`--daemon`) in a session of its own. It says
+//! "ready" on the pipe that is its standard output, or fails with its line on the standard error that it
+//! inherits; either way the caller's exit status tells. No fork without exec, so no state of threads or
+//! locks is ever copied.
+
+use crate::cli::{LogLevel, MountArgs};
+use crate::mount::{self, Refused};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+const READY: &str = "ready";
+
+/// `warmfs mount`.
+pub fn run(args: &MountArgs) -> Result<ExitCode, Refused> {
+    let is_root = nix::unistd::geteuid().is_root();
+    let config = mount::check(&args.config(is_root))?;
+    if !args.foreground && !args.daemon {
+        return start_daemon(args, &config);
+    }
+    crate::sys::trim_allocator();
+    start_log(args)?;
+    if args.daemon {
+        // Fails only for a process group leader, which a spawned child is not.
+        let _ = nix::unistd::setsid();
+        let _ = nix::unistd::chdir("/");
+    }
+    let (signal, stop) = crossbeam_channel::bounded(1);
+    ctrlc::set_handler(move || {
+        // A second signal finds the channel full: the end is on its way.
+        let _ = signal.try_send(());
+    })
+    .map_err(|error| refused("cannot catch signals", &error))?;
+    let mounted = mount::mount(&config, None)?;
+    tracing::info!(
+        "{} is mounted at {}",
+        config.source.display(),
+        config.mountpoint.display()
+    );
+    if args.daemon {
+        // Nobody listens any more when the caller was interrupted; the mount is there all the same.
+        let _ = writeln!(std::io::stdout(), "{READY}");
+        crate::sys::detach_stdio().map_err(|errno| refused("cannot part from the terminal", &errno))?;
+    }
+    mounted.run(&stop)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn refused(what: &str, error: &dyn std::fmt::Display) -> Refused {
+    Refused::new(format!("{what}: {error}"))
+}
+
+/// Start this program again as the daemon, wait for its word.
+fn start_daemon(args: &MountArgs, config: &crate::config::MountConfig) -> Result<ExitCode, Refused> {
+    let no_start = |error: std::io::Error| refused("cannot start the daemon", &error);
+    let own = std::env::current_exe().map_err(no_start)?;
+    // The same words again, but with paths that hold from anywhere.
+    let typed: Vec<_> = std::env::args_os().skip(1).collect();
+    let mut child = Command::new(own);
+    for word in typed {
+        if word == *args.source.as_os_str() {
+            child.arg(&config.source);
+        } else if word == *args.mountpoint.as_os_str() {
+            child.arg(&config.mountpoint);
+        } else {
+            child.arg(word);
+        }
+    }
+    let mut child = child
+        .arg("--daemon")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(no_start)?;
+    let mut line = String::new();
+    if let Some(output) = child.stdout.take() {
+        // An error here is an empty line, which is handled below.
+        let _ = BufReader::new(output).read_line(&mut line);
+    }
+    if line.trim() == READY {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let status = child.wait().map_err(no_start)?;
+    // It has told the reason on the standard error that we share.
+    Ok(match status.code() {
+        Some(code @ 1..=255) => ExitCode::from(code as u8),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn start_log(args: &MountArgs) -> Result<(), Refused> {
+    if args.log == LogLevel::Off {
+        return Ok(());
+    }
+    let writer = match &args.log_file {
+        Some(path) => {
+            let file = std::fs::File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+                .map_err(|error| refused(&format!("cannot log to {}", path.display()), &error))?;
+            BoxMakeWriter::new(std::sync::Mutex::new(file))
+        }
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(args.log.filter())
+        .with_ansi(false)
+        .with_target(false)
+        .with_writer(writer)
+        .init();
+    Ok(())
+}

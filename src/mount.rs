@@ -1,0 +1,572 @@
+//! The composition root: checks what was asked for, builds all parts, mounts, and takes it down in order.
+//!
+//! Promises:
+//! * A mistake is one line that says what is wrong and what to do, before anything is mounted.
+//! * [`mount`] returns a [`Mounted`]; when that is dropped, or the process is told to end, nothing stays
+//!   mounted. Teardown order: unmount (the kernel sends what it still holds), end of the FUSE threads, the
+//!   notifier, the I/O workers; so whatever was accepted is in the source.
+//! * Programs that still use the mount do not stop it from ending: it is then taken out of the tree at once,
+//!   and they lose it after [`config::LINGER`].
+
+use crate::backing::{Intercept, Source};
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config::{self, MountConfig, MountFlag};
+use crate::fuse::{Face, Invalidator};
+use crate::overlay::Overlay;
+use crate::patience::Patience;
+use crate::stats::Stats;
+use crate::workers::{Pool, Timer};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use fuser::{MountOption, Session, SessionACL};
+use nix::errno::Errno;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Why something could not be mounted or unmounted, and what to do: one line for a person.
+#[derive(Debug)]
+pub struct Refused(String);
+
+impl Refused {
+    /// A line for a person.
+    pub fn new(line: String) -> Refused {
+        Refused(line)
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+fn refuse<T>(text: String) -> Result<T, Refused> {
+    Err(Refused(text))
+}
+
+/// Check source and mount point, and make their paths absolute.
+pub fn check(config: &MountConfig) -> Result<MountConfig, Refused> {
+    let source = config.source.canonicalize().map_err(|error| {
+        Refused(format!(
+            "cannot use {} as source: {}; give a directory that exists and that you may read",
+            config.source.display(),
+            text(&error)
+        ))
+    })?;
+    if !source.is_dir() {
+        return refuse(format!(
+            "cannot use {} as source: not a directory",
+            source.display()
+        ));
+    }
+    let mountpoint = check_mountpoint(config)?;
+    if mountpoint.starts_with(&source) || source.starts_with(&mountpoint) {
+        return refuse(format!(
+            "source {} and mount point {} lie inside one another, which would make a loop; mount it elsewhere",
+            source.display(),
+            mountpoint.display()
+        ));
+    }
+    check_fuse(config)?;
+    Ok(MountConfig {
+        source,
+        mountpoint,
+        ..config.clone()
+    })
+}
+
+fn check_mountpoint(config: &MountConfig) -> Result<PathBuf, Refused> {
+    let typed = config.mountpoint.display();
+    let path = match config.mountpoint.canonicalize() {
+        Ok(path) => path,
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            return refuse(format!(
+                "{typed} is still mounted, but its daemon is gone; run: warmfs umount {typed}"
+            ));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return refuse(format!(
+                "mount point {typed} does not exist; run: mkdir -p {typed}"
+            ));
+        }
+        Err(error) => return refuse(format!("cannot use mount point {typed}: {}", text(&error))),
+    };
+    if !path.is_dir() {
+        return refuse(format!(
+            "mount point {typed} is not a directory; give an empty directory"
+        ));
+    }
+    if mount_at(&path).is_some_and(|fstype| fstype == FS_TYPE) {
+        return refuse(format!(
+            "{typed} is a warmfs mount already; unmount it first: warmfs umount {typed}"
+        ));
+    }
+    let mut entries = match std::fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            return refuse(format!(
+                "{typed} is still mounted, but its daemon is gone; run: warmfs umount {typed}"
+            ));
+        }
+        Err(error) => return refuse(format!("cannot use mount point {typed}: {}", text(&error))),
+    };
+    if entries.next().is_some() && !config.nonempty {
+        return refuse(format!(
+            "mount point {typed} is not empty; give an empty directory, or -o nonempty to hide what is in it"
+        ));
+    }
+    Ok(path)
+}
+
+#[cfg(target_os = "linux")]
+fn check_fuse(config: &MountConfig) -> Result<(), Refused> {
+    if !Path::new("/dev/fuse").exists() {
+        return refuse(
+            "there is no /dev/fuse; load the module (modprobe fuse), or give the container --device /dev/fuse"
+                .into(),
+        );
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    if let Err(error) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+    {
+        return refuse(format!(
+            "cannot open /dev/fuse: {}; an administrator can allow it: chmod 666 /dev/fuse",
+            text(&error)
+        ));
+    }
+    let helper = std::process::Command::new("fusermount3")
+        .arg("-V")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status();
+    if helper.is_err() {
+        return refuse(
+            "mounting as a user needs fusermount3; install the package fuse3".into(),
+        );
+    }
+    if config.allow_other && !user_allow_other() {
+        return refuse(
+            "--allow-other needs a line user_allow_other in /etc/fuse.conf, which an administrator can add"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+#[cfg(target_os = "macos")]
+fn check_fuse(_config: &MountConfig) -> Result<(), Refused> {
+    if Path::new("/Library/Filesystems/macfuse.fs").exists() {
+        return Ok(());
+    }
+    refuse("macFUSE is not installed; get it with: brew install --cask macfuse".into())
+}
+
+#[cfg(target_os = "linux")]
+fn user_allow_other() -> bool {
+    std::fs::read_to_string("/etc/fuse.conf")
+        .unwrap_or_default()
+        .lines()
+        .any(|line| line.trim() == "user_allow_other")
+}
+
+/// The text of an OS error without Rust's "(os error 2)".
+fn text(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => Errno::from_raw(code).desc().to_owned(),
+        None => error.to_string(),
+    }
+}
+
+const FS_TYPE: &str = "fuse.warmfs";
+
+/// Type of the file system that is mounted at exactly `path`, the topmost if several are.
+#[cfg(target_os = "linux")]
+fn mount_at(path: &Path) -> Option<String> {
+    use std::os::unix::ffi::OsStrExt;
+    // proc(5): fields, then " - ", then the type. Space, tab, newline and backslash are octal escapes.
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    let mut escaped = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => escaped.extend(format!("\\{byte:03o}").bytes()),
+            _ => escaped.push(byte),
+        }
+    }
+    let mut found = None;
+    for line in table.split(|&byte| byte == b'\n') {
+        let mut fields = line.split(|&byte| byte == b' ');
+        if fields.nth(4) == Some(&escaped[..]) {
+            let mut rest = fields.skip_while(|field| *field != b"-");
+            found = rest
+                .nth(1)
+                .map(|fstype| String::from_utf8_lossy(fstype).into_owned());
+        }
+    }
+    found
+}
+
+#[cfg(target_os = "macos")]
+fn mount_at(path: &Path) -> Option<String> {
+    let output = std::process::Command::new("/sbin/mount").output().ok()?;
+    let wanted = format!(" on {} (macfuse", path.display());
+    String::from_utf8_lossy(&output.stdout)
+        .contains(&wanted)
+        .then(|| FS_TYPE.to_owned())
+}
+
+/// A mount that is in place. Dropping it unmounts.
+pub struct Mounted {
+    mountpoint: PathBuf,
+    overlay: Arc<Overlay>,
+    patience: Arc<Patience>,
+    invalidator: Arc<Invalidator>,
+    session: Option<JoinHandle<io::Result<()>>>,
+    ended: Receiver<()>,
+}
+
+/// Mount what `config` says; it must have passed [`check`]. `intercept`: see [`crate::backing`].
+pub fn mount(
+    config: &MountConfig,
+    intercept: Option<Arc<dyn Intercept>>,
+) -> Result<Mounted, Refused> {
+    let descriptors = raise_descriptor_limit();
+    let stats = Arc::new(Stats::default());
+    let no_source = |error: crate::error::Error| {
+        Refused(format!(
+            "cannot read the source {}: {error}",
+            config.source.display()
+        ))
+    };
+    let source = Source::open(&config.source, intercept, stats.clone()).map_err(no_source)?;
+    let cache = Cache::new(config.memory, config.ttl, Clock::system(), stats.clone());
+    let overlay = Overlay::new(
+        Arc::new(source),
+        Arc::new(cache),
+        &config::limits(descriptors),
+    )
+    .map_err(no_source)?;
+    let overlay = Arc::new(overlay);
+    let no_threads = |error: io::Error| Refused(format!("cannot start threads: {error}"));
+    let pool = Pool::new(config.io_threads);
+    let timer = Timer::start().map_err(no_threads)?;
+    let strict = config.ttl.is_zero();
+    let patience = Arc::new(Patience::new(pool, timer, stats, strict));
+    let face = Face::new(
+        overlay.clone(),
+        patience.clone(),
+        config.kernel_checks,
+        strict,
+    );
+    let session = Session::new(face, &config.mountpoint, &fuse_config(config)).map_err(|error| {
+        Refused(format!(
+            "cannot mount at {}: {}",
+            config.mountpoint.display(),
+            error.to_string().trim()
+        ))
+    })?;
+    let invalidator = Arc::new(Invalidator::default());
+    overlay.set_invalidate(invalidator.clone());
+    let (notifier, sender) = (session.notifier(), invalidator.clone());
+    spawn("warmfs-notify", move || sender.run(&notifier)).map_err(no_threads)?;
+    let (ending, ended): (Sender<()>, _) = crossbeam_channel::bounded(0);
+    let session = spawn("warmfs-session", move || {
+        let result = session.run();
+        drop(ending);
+        result
+    })
+    .map_err(no_threads)?;
+    sweep_every(&overlay, &patience, config::READ_HANDLE_IDLE);
+    let mounted = Mounted {
+        mountpoint: config.mountpoint.clone(),
+        overlay,
+        patience,
+        invalidator,
+        session: Some(session),
+        ended,
+    };
+    mounted.note_own_device();
+    Ok(mounted)
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name.into()).spawn(f)
+}
+
+/// Close descriptors that are not used, now and then, on a worker: closing may wait for the source.
+fn sweep_every(overlay: &Arc<Overlay>, patience: &Arc<Patience>, period: Duration) {
+    let (overlay, weak) = (Arc::downgrade(overlay), Arc::downgrade(patience));
+    patience.timer().after(period, move || {
+        if let (Some(overlay), Some(patience)) = (overlay.upgrade(), weak.upgrade()) {
+            let sweeping = overlay.clone();
+            patience.pool().submit(0, move || sweeping.sweep(period));
+            sweep_every(&overlay, &patience, period);
+        }
+    });
+}
+
+fn raise_descriptor_limit() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 256;
+    };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    }
+}
+
+fn fuse_config(config: &MountConfig) -> fuser::Config {
+    let mut fuse = fuser::Config::default();
+    let name = config
+        .fsname
+        .clone()
+        .unwrap_or_else(|| config.source.display().to_string());
+    let options = &mut fuse.mount_options;
+    // fusermount3 takes the options as one list: commas in the name must not end it.
+    options.push(MountOption::FSName(name.replace(',', "\\,")));
+    #[cfg(target_os = "linux")]
+    options.push(MountOption::CUSTOM("subtype=warmfs".into()));
+    if config.read_only {
+        options.push(MountOption::RO);
+    }
+    if config.kernel_checks {
+        options.push(MountOption::DefaultPermissions);
+    }
+    for flag in &config.flags {
+        options.push(match flag {
+            MountFlag::Suid => MountOption::Suid,
+            MountFlag::NoSuid => MountOption::NoSuid,
+            MountFlag::Dev => MountOption::Dev,
+            MountFlag::NoDev => MountOption::NoDev,
+            MountFlag::Exec => MountOption::Exec,
+            MountFlag::NoExec => MountOption::NoExec,
+            MountFlag::Atime => MountOption::Atime,
+            MountFlag::NoAtime => MountOption::NoAtime,
+            MountFlag::Sync => MountOption::Sync,
+            MountFlag::Async => MountOption::Async,
+            MountFlag::DirSync => MountOption::DirSync,
+        });
+    }
+    fuse.acl = if config.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    fuse.n_threads = Some(config::FUSE_THREADS);
+    // Each thread then has a queue of its own in the kernel; needs to open the device once more.
+    fuse.clone_fd = cfg!(target_os = "linux")
+        && std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .is_ok();
+    fuse
+}
+
+impl Mounted {
+    /// The file system behind it.
+    pub fn overlay(&self) -> &Arc<Overlay> {
+        &self.overlay
+    }
+
+    /// Where it is.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// A bind mount could make the mount a part of its own source. Files on its own device are then
+    /// refused instead of asking itself for ever.
+    fn note_own_device(&self) {
+        use std::os::unix::fs::MetadataExt;
+        if let Ok(own) = std::fs::symlink_metadata(&self.mountpoint) {
+            self.overlay.refuse_device(own.dev());
+        }
+    }
+
+    /// Wait until somebody unmounts it, or something arrives on `stop`; then end it.
+    pub fn run(mut self, stop: &Receiver<()>) -> Result<(), Refused> {
+        crossbeam_channel::select! {
+            recv(self.ended) -> _ => {}
+            recv(stop) -> _ => tracing::info!("told to end"),
+        }
+        self.end()
+    }
+
+    /// Unmount and wait until everything that was accepted is in the source.
+    pub fn unmount(mut self) -> Result<(), Refused> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), Refused> {
+        let Some(session) = self.session.take() else {
+            return Ok(());
+        };
+        if !self.has_ended(Duration::ZERO) {
+            self.detach()?;
+        }
+        let result = if self.has_ended(Duration::ZERO) || !session.is_finished() {
+            self.join(session)
+        } else {
+            Ok(())
+        };
+        self.invalidator.stop();
+        if !self.patience.pool().stop(config::DRAIN) {
+            tracing::warn!("requests still hang at the source; they were answered to nobody");
+        }
+        let stats = self.overlay.cache().stats();
+        tracing::info!(
+            "hits {}, misses {}, fetched {} bytes, wrote {} bytes, {} calls on the source",
+            stats.hits.get(),
+            stats.misses.get(),
+            stats.fetched_bytes.get(),
+            stats.written_bytes.get(),
+            stats.source_calls.get()
+        );
+        result
+    }
+
+    fn join(&self, session: JoinHandle<io::Result<()>>) -> Result<(), Refused> {
+        if !self.has_ended(config::LINGER) {
+            // Programs keep files open on a mount that is gone from the tree. Every write of theirs that
+            // returned is in the source; the connection ends with this process.
+            tracing::warn!("programs still use the mount; they lose it now");
+            return Ok(());
+        }
+        match session.join() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => refuse(format!("the connection to the kernel broke: {error}")),
+            Err(_) => refuse("a FUSE thread panicked; see the log".into()),
+        }
+    }
+
+    fn has_ended(&self, wait: Duration) -> bool {
+        !matches!(
+            self.ended.recv_timeout(wait),
+            Err(RecvTimeoutError::Timeout)
+        )
+    }
+
+    /// Unmount; when programs use the mount, send what the kernel holds and take it out of the tree.
+    fn detach(&self) -> Result<(), Refused> {
+        match unmount_path(&self.mountpoint, false) {
+            Ok(()) => Ok(()),
+            Err(Errno::EBUSY) => {
+                if let Ok(dir) = std::fs::File::open(&self.mountpoint) {
+                    let _ = crate::sys::syncfs(std::os::fd::AsFd::as_fd(&dir));
+                }
+                unmount_path(&self.mountpoint, true).or_else(|errno| self.not_unmounted(errno))
+            }
+            Err(errno) => self.not_unmounted(errno),
+        }
+    }
+
+    fn not_unmounted(&self, errno: Errno) -> Result<(), Refused> {
+        if self.has_ended(config::LINGER) {
+            // Somebody else unmounted it meanwhile.
+            return Ok(());
+        }
+        refuse(format!(
+            "cannot unmount {}: {}",
+            self.mountpoint.display(),
+            errno.desc()
+        ))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// `warmfs umount`.
+pub fn umount(mountpoint: &Path, lazy: bool) -> Result<(), Refused> {
+    let typed = mountpoint.display();
+    let path = absolute(mountpoint).map_err(|error| {
+        Refused(format!("cannot unmount {typed}: {}", text(&error)))
+    })?;
+    match mount_at(&path) {
+        None => {
+            return refuse(format!(
+                "nothing is mounted at {typed}; mounts of warmfs are listed by: findmnt -t {FS_TYPE}"
+            ));
+        }
+        Some(fstype) if fstype != FS_TYPE => {
+            return refuse(format!(
+                "{typed} is not a warmfs mount (its type is {fstype}); use umount(8)"
+            ));
+        }
+        Some(_) => {}
+    }
+    match unmount_path(&path, lazy) {
+        Ok(()) => Ok(()),
+        Err(Errno::EBUSY) => refuse(format!(
+            "{typed} is in use (fuser -vm {typed} shows by whom); end those programs, or run: warmfs umount --lazy {typed}"
+        )),
+        Err(errno) => refuse(format!("cannot unmount {typed}: {}", errno.desc())),
+    }
+}
+
+/// The path without asking the mount itself, whose daemon may be gone: only its parent is resolved.
+fn absolute(path: &Path) -> io::Result<PathBuf> {
+    if let Ok(path) = path.canonicalize() {
+        return Ok(path);
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => {
+            Ok(std::env::current_dir()?.join(name))
+        }
+        (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
+        _ => path.canonicalize(),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn unmount_path(path: &Path, lazy: bool) -> Result<(), Errno> {
+    use nix::mount::{MntFlags, umount2};
+    let mut flags = MntFlags::UMOUNT_NOFOLLOW;
+    if lazy {
+        flags |= MntFlags::MNT_DETACH;
+    }
+    match umount2(path, flags) {
+        Err(Errno::EPERM) => {
+            // Only root may unmount; fusermount3 does it for the user who mounted.
+            let mut helper = std::process::Command::new("fusermount3");
+            helper.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(path);
+            match helper.output() {
+                Ok(output) if output.status.success() => Ok(()),
+                Ok(output) if String::from_utf8_lossy(&output.stderr).contains("busy") => {
+                    Err(Errno::EBUSY)
+                }
+                _ => Err(Errno::EPERM),
+            }
+        }
+        other => other,
+    }
+}
+
+#[cfg(target_os = "macos")]
+fn unmount_path(path: &Path, lazy: bool) -> Result<(), Errno> {
+    let flags = if lazy {
+        nix::mount::MntFlags::MNT_FORCE
+    } else {
+        nix::mount::MntFlags::empty()
+    };
+    nix::mount::unmount(path, flags)
+}

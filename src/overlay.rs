@@ -1,0 +1,582 @@
+//! What the operations of a file system mean here: names, attributes, content, with typed results. It runs
+//! without FUSE, which is how most tests drive it.
+//!
+//! Promises:
+//! * `*_known` functions answer from memory or not at all. They make no system call and wait for nothing, so
+//!   a FUSE thread may call them. With [`Trust::Any`] they also give what is too old to be believed: for a
+//!   source that does not answer.
+//! * All other functions may wait for the source, and belong on an I/O worker. They return the source's own
+//!   errno. A file that is no longer where its name was known gives `ESTALE`, upon which the kernel looks
+//!   the path up once more; never a made-up `ENOENT`.
+//! * Every name is resolved one component at a time below directory handles, and every handle is compared
+//!   with the identity that the node stands for, before anything is done to it.
+//! * An [`Entry`] that is returned holds a reference on its node, as FUSE_LOOKUP does; what is not passed on
+//!   to the kernel is given back with [`Overlay::forget`].
+//!
+//! Locks: `inodes` is held for lookups and moves only. `renames` is taken shared around each rename, and
+//! exclusively by a resolution that failed, so that it sees the table before or after a rename, not between.
+
+pub mod attrs;
+mod content;
+mod dirs;
+pub mod handles;
+mod inodes;
+mod names;
+
+pub use attrs::Listing;
+pub use content::{Keep, Opened, SetAttr};
+pub use dirs::DirEntry;
+pub use inodes::{Garbage, NodeId};
+
+use crate::backing::Source;
+use crate::cache::{Cache, Compared, FileId, Trust, Version};
+use crate::clock::Moment;
+use crate::error::{Error, Result};
+use crate::sys::Stat;
+use attrs::Attr;
+use handles::{Handles, OpenDir, OpenFile};
+use inodes::{Epoch, Inodes, is_fresh};
+use nix::errno::Errno;
+use parking_lot::{Mutex, RwLock};
+use std::ffi::{OsStr, OsString};
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// File-system user id.
+    pub uid: u32,
+    /// File-system group id.
+    pub gid: u32,
+    /// Thread id, 0 when the kernel itself asks.
+    pub pid: u32,
+}
+
+/// How much the overlay remembers.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Nodes kept after the kernel forgot them.
+    pub idle_nodes: usize,
+    /// Handles for names below directories.
+    pub dir_handles: NonZeroUsize,
+    /// Descriptors for reading, kept for a while after the last close.
+    pub read_handles: NonZeroUsize,
+}
+
+/// A name's node and attributes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// The node; one reference is held on it.
+    pub node: NodeId,
+    /// Differs between files that used one number one after the other.
+    pub generation: u64,
+    /// Attributes; `stat.ino` is the number to show.
+    pub stat: Stat,
+    /// For how long name and attributes may be believed.
+    pub ttl: Duration,
+}
+
+/// Told when the kernel must drop what it cached of a file. Called without any lock held; must not block.
+pub trait Invalidate: Send + Sync + 'static {
+    /// The content (and attributes) of `node`.
+    fn content(&self, node: NodeId);
+}
+
+/// The file system.
+pub struct Overlay {
+    source: Arc<Source>,
+    root: Arc<OwnedFd>,
+    cache: Arc<Cache>,
+    inodes: Mutex<Inodes>,
+    renames: RwLock<()>,
+    files: Handles<OpenFile>,
+    dirs: Handles<OpenDir>,
+    statfs: Mutex<Option<nix::sys::statvfs::Statvfs>>,
+    invalidate: std::sync::OnceLock<Arc<dyn Invalidate>>,
+    /// NFS renames a file that is removed while somebody holds it, and then the directory is not empty:
+    /// there, files that a rename replaced are let go at once.
+    keeps_graves: bool,
+    /// The mount's own device, when it is known.
+    own_device: std::sync::OnceLock<u64>,
+}
+
+/// `NFS_SUPER_MAGIC` of statfs(2).
+const NFS_MAGIC: u64 = 0x6969;
+
+impl Overlay {
+    /// The view of `source` through `cache`.
+    pub fn new(source: Arc<Source>, cache: Arc<Cache>, limits: &Limits) -> Result<Overlay> {
+        let root = source.open_dir(source.root(), OsStr::new("."))?;
+        let now = cache.clock().now();
+        let stat = source.stat(&root, true)?;
+        let keeps_graves = crate::sys::fs_magic(std::os::fd::AsFd::as_fd(&root)) != NFS_MAGIC;
+        Ok(Overlay {
+            source,
+            root: Arc::new(root),
+            inodes: Mutex::new(Inodes::new(&stat, now, limits)),
+            cache,
+            renames: RwLock::new(()),
+            files: Handles::default(),
+            dirs: Handles::default(),
+            statfs: Mutex::new(None),
+            invalidate: std::sync::OnceLock::new(),
+            keeps_graves,
+            own_device: std::sync::OnceLock::new(),
+        })
+    }
+
+    /// Who tells the kernel to drop its caches. Without one nobody does, which is right without a kernel.
+    pub fn set_invalidate(&self, invalidate: Arc<dyn Invalidate>) {
+        // The first one stays; a mount sets it once.
+        let _ = self.invalidate.set(invalidate);
+    }
+
+    /// Files on `device` are the mount's own: refuse them with `ELOOP`.
+    pub fn refuse_device(&self, device: u64) {
+        // The first one stays; a mount sets it once.
+        let _ = self.own_device.set(device);
+    }
+
+    /// The cache below.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// The source below.
+    pub fn source(&self) -> &Arc<Source> {
+        &self.source
+    }
+
+    /// Open files.
+    pub fn open_files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Nodes in memory.
+    pub fn nodes(&self) -> usize {
+        self.inodes.lock().len()
+    }
+
+    fn now(&self) -> Moment {
+        self.cache.clock().now()
+    }
+
+    fn ttl(&self) -> Duration {
+        self.cache.ttl()
+    }
+
+    /// With `ttl = 0` the user wants the source's word each time: then ask the server, not its client's
+    /// attribute cache. (With a ttl, too: it counts from the server's answer.)
+    const FRESH: bool = true;
+
+    // ---- names to nodes ----
+
+    /// `name` in `parent`, from memory.
+    pub fn lookup_known(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        trust: Trust,
+    ) -> Option<Result<Entry>> {
+        let now = self.now();
+        let ttl = self.ttl();
+        let mut inodes = self.inodes.lock();
+        let child = inodes.get(parent)?.children.get(name)?;
+        if trust == Trust::Ttl && !is_fresh(child.checked, now, ttl) {
+            return None;
+        }
+        let name_ttl = ttl.saturating_sub(now.since(child.checked));
+        let Some(id) = child.node else {
+            return Some(Err(Error::new(Errno::ENOENT, "lookup")));
+        };
+        let node = inodes.get(id)?;
+        let attr = node.attr?;
+        if trust == Trust::Ttl && !is_fresh(attr.checked, now, ttl) {
+            return None;
+        }
+        let entry = Entry {
+            node: id,
+            generation: node.generation,
+            stat: shown(id, attr.stat),
+            ttl: name_ttl.min(attr.ttl_left(now, ttl)),
+        };
+        inodes.count_lookup(id);
+        Some(Ok(entry))
+    }
+
+    /// How long the absence of `name` in `parent` may be believed; zero when it is not known.
+    pub fn absence_ttl(&self, parent: NodeId, name: &OsStr) -> Duration {
+        let now = self.now();
+        let inodes = self.inodes.lock();
+        inodes
+            .get(parent)
+            .and_then(|dir| dir.children.get(name))
+            .filter(|child| child.node.is_none())
+            .map_or(Duration::ZERO, |child| {
+                self.ttl().saturating_sub(now.since(child.checked))
+            })
+    }
+
+    /// `name` in `parent`.
+    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        let dir = self.dir(parent)?;
+        let (asked, now) = (self.inodes.lock().epoch(), self.now());
+        match self.source.stat_at(&*dir, name, Self::FRESH) {
+            Ok(stat) if self.own_device.get() == Some(&stat.dev) => {
+                Err(Error::new(Errno::ELOOP, "lookup"))
+            }
+            Ok(stat) => Ok(self.learn(parent, name, stat, now, asked)),
+            Err(error) if error.errno() == Errno::ENOENT => {
+                self.check_alive(parent, &dir)?;
+                let mut inodes = self.inodes.lock();
+                if !inodes.is_changed_since(parent, asked) {
+                    inodes.set_child(parent, name, None, now);
+                }
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Everything is absent from a directory that was removed. If another took its place, the kernel should
+    /// find that one: `ESTALE` makes it look.
+    fn check_alive(&self, id: NodeId, dir: &Arc<OwnedFd>) -> Result<()> {
+        if id == NodeId::ROOT || self.source.stat(&**dir, false)?.nlink > 0 {
+            return Ok(());
+        }
+        self.inodes.lock().close_cached(id);
+        Err(Error::new(Errno::ESTALE, "lookup"))
+    }
+
+    /// The source said `stat` of `name` in `parent`, asked at `now` and `asked`.
+    fn learn(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        stat: Stat,
+        now: Moment,
+        asked: Epoch,
+    ) -> Entry {
+        let mut inodes = self.inodes.lock();
+        let id = inodes.intern(&stat);
+        let named = !inodes.is_changed_since(parent, asked);
+        if named {
+            inodes.set_child(parent, name, Some(id), now);
+        }
+        let attr = Attr { stat, checked: now };
+        let stored = inodes.store_attr(id, attr, asked);
+        inodes.count_lookup(id);
+        let generation = inodes.get(id).map_or(0, |node| node.generation);
+        drop(inodes);
+        if stored {
+            self.confirm(id, &attr);
+        }
+        Entry {
+            node: id,
+            generation,
+            stat: shown(id, stat),
+            ttl: if named && stored {
+                attr.ttl_left(self.now(), self.ttl())
+            } else {
+                Duration::ZERO
+            },
+        }
+    }
+
+    /// New attributes of a file are also news of its content.
+    fn confirm(&self, id: NodeId, attr: &Attr) {
+        if !attr.stat.is_file() {
+            return;
+        }
+        let version = Version::of(&attr.stat);
+        self.cache.confirm(version, attr.checked);
+        let wall = self.cache.clock().wall();
+        let stale = {
+            let mut inodes = self.inodes.lock();
+            let Some(node) = inodes.get_mut(id) else {
+                return;
+            };
+            match node.seen {
+                // The kernel compares mtime and size by itself (FUSE_AUTO_INVAL_DATA). What it cannot see: a
+                // change that left both as they were, and pages read within the tick of a change.
+                Some((seen, racy)) => {
+                    let hidden = seen != version && seen.mtime == version.mtime;
+                    let settled = racy && !version.is_racy(wall);
+                    if hidden || settled {
+                        node.seen = Some((version, version.is_racy(wall)));
+                    }
+                    hidden || settled
+                }
+                None => false,
+            }
+        };
+        if stale {
+            self.invalidate_content(id);
+        }
+    }
+
+    fn invalidate_content(&self, id: NodeId) {
+        if let Some(invalidate) = self.invalidate.get() {
+            invalidate.content(id);
+        }
+    }
+
+    /// The kernel gives back `count` references. The descriptors returned are to be closed by a thread
+    /// that may wait.
+    pub fn forget(&self, id: NodeId, count: u64) -> Garbage {
+        let mut inodes = self.inodes.lock();
+        inodes.forget(id, count);
+        inodes.take_garbage()
+    }
+
+    /// Close descriptors that were not used lately. To be called every few seconds from a worker.
+    pub fn sweep(&self, idle: Duration) {
+        let garbage = {
+            let mut inodes = self.inodes.lock();
+            inodes.close_idle(self.now(), idle);
+            inodes.take_garbage()
+        };
+        drop(garbage);
+    }
+
+    // ---- attributes ----
+
+    /// Attributes from memory, and for how long they may be believed.
+    pub fn getattr_known(&self, id: NodeId, trust: Trust) -> Option<(Stat, Duration)> {
+        let now = self.now();
+        let inodes = self.inodes.lock();
+        let attr = inodes.get(id)?.attr?;
+        if trust == Trust::Ttl && !is_fresh(attr.checked, now, self.ttl()) {
+            return None;
+        }
+        Some((shown(id, attr.stat), attr.ttl_left(now, self.ttl())))
+    }
+
+    /// Attributes from the source, and for how long they may be believed.
+    pub fn getattr(&self, id: NodeId) -> Result<(Stat, Duration)> {
+        let (asked, now) = (self.inodes.lock().epoch(), self.now());
+        let stat = self.stat_node(id)?;
+        let attr = Attr { stat, checked: now };
+        let stored = self.inodes.lock().store_attr(id, attr, asked);
+        let ttl = if stored {
+            self.confirm(id, &attr);
+            attr.ttl_left(self.now(), self.ttl())
+        } else {
+            Duration::ZERO
+        };
+        Ok((shown(id, stat), ttl))
+    }
+
+    // ---- nodes to the source ----
+
+    /// Run `open`, which needs a descriptor; when none is left, give up those that only save time, and try
+    /// once more.
+    fn with_descriptor<T>(&self, open: impl Fn() -> Result<T>) -> Result<T> {
+        match open() {
+            Err(error) if error.errno() == Errno::ENFILE => {
+                let garbage = {
+                    let mut inodes = self.inodes.lock();
+                    inodes.close_all_cached();
+                    inodes.take_garbage()
+                };
+                drop(garbage);
+                open()
+            }
+            other => other,
+        }
+    }
+
+    /// Run `resolve`; when it finds names missing or wrong, wait until no rename is under way and try once
+    /// more. What is still not there is stale: the kernel's path lookup starts again.
+    fn settled<T>(&self, resolve: impl Fn() -> Result<T>) -> Result<T> {
+        match resolve() {
+            Err(error) if is_misplaced(error) => {
+                let _no_rename = self.renames.write();
+                resolve().map_err(|error| {
+                    if is_misplaced(error) {
+                        Error::new(Errno::ESTALE, "resolve")
+                    } else {
+                        error
+                    }
+                })
+            }
+            other => other,
+        }
+    }
+
+    /// A handle for names below the directory `id`.
+    fn dir(&self, id: NodeId) -> Result<Arc<OwnedFd>> {
+        self.with_descriptor(|| self.settled(|| self.try_dir(id)))
+    }
+
+    fn try_dir(&self, id: NodeId) -> Result<Arc<OwnedFd>> {
+        let mut chain: Vec<(NodeId, FileId, OsString)> = Vec::new();
+        let mut at = id;
+        let mut handle = {
+            let mut inodes = self.inodes.lock();
+            loop {
+                if at == NodeId::ROOT {
+                    break self.root.clone();
+                }
+                if let Some(handle) = inodes.dir(at) {
+                    break handle;
+                }
+                let node = inodes.get(at).ok_or(STALE)?;
+                let (parent, name) = node.names.first().ok_or(STALE)?;
+                chain.push((at, node.file, name.clone()));
+                at = *parent;
+            }
+        };
+        for (id, file, name) in chain.into_iter().rev() {
+            let opened = Arc::new(self.source.open_dir(&*handle, &name)?);
+            let stat = self.source.stat(&*opened, false)?;
+            let mut inodes = self.inodes.lock();
+            if !inodes.is_same_file(id, &stat) {
+                return Err(STALE);
+            }
+            inodes.keep_dir(id, file, opened.clone());
+            let garbage = inodes.take_garbage();
+            drop(inodes);
+            drop(garbage);
+            handle = opened;
+        }
+        Ok(handle)
+    }
+
+    /// Try `f` with each name that the file is known under, in turn, until one leads to the file.
+    fn try_names<T>(
+        &self,
+        id: NodeId,
+        f: impl Fn(&Arc<OwnedFd>, &OsStr) -> Result<T>,
+    ) -> Result<T> {
+        let names = match self.inodes.lock().get(id) {
+            Some(node) => node.names.clone(),
+            None => return Err(STALE),
+        };
+        let mut last = STALE;
+        for (parent, name) in &names {
+            match self.try_dir(*parent).and_then(|dir| f(&dir, name)) {
+                Err(error) if is_misplaced(error) => last = error,
+                other => return other,
+            }
+        }
+        Err(last)
+    }
+
+    /// A descriptor that needs no name: of an open file, or kept for one that a rename replaced.
+    fn held(&self, id: NodeId) -> Option<Arc<OwnedFd>> {
+        let inodes = self.inodes.lock();
+        let node = inodes.get(id)?;
+        node.open.upgrade().or_else(|| node.grave.clone())
+    }
+
+    fn is_dir(&self, id: NodeId) -> bool {
+        self.inodes
+            .lock()
+            .get(id)
+            .is_some_and(|node| node.kind == libc::S_IFDIR as u32)
+    }
+
+    fn stat_node(&self, id: NodeId) -> Result<Stat> {
+        if let Some(held) = self.held(id) {
+            return self.source.stat(&*held, Self::FRESH);
+        }
+        if self.is_dir(id) {
+            return self.source.stat(&*self.dir(id)?, Self::FRESH);
+        }
+        self.settled(|| {
+            self.try_names(id, |dir, name| {
+                let stat = self.source.stat_at(&**dir, name, Self::FRESH)?;
+                self.same_file(id, &stat).map(|()| stat)
+            })
+        })
+    }
+
+    /// A descriptor that names the file, for everything but its content.
+    fn named(&self, id: NodeId) -> Result<Arc<OwnedFd>> {
+        if let Some(held) = self.held(id) {
+            return Ok(held);
+        }
+        if self.is_dir(id) {
+            return self.dir(id);
+        }
+        let named = |dir: &Arc<OwnedFd>, name: &OsStr| {
+            let named = self.source.name(&**dir, name)?;
+            let stat = self.source.stat(&named, false)?;
+            self.same_file(id, &stat).map(|()| Arc::new(named))
+        };
+        self.with_descriptor(|| self.settled(|| self.try_names(id, named)))
+    }
+
+    fn same_file(&self, id: NodeId, stat: &Stat) -> Result<()> {
+        if self.inodes.lock().is_same_file(id, stat) {
+            Ok(())
+        } else {
+            Err(STALE)
+        }
+    }
+
+    /// Do something to the file `id` that changes its attributes but not its bytes (chmod, rename, link ...):
+    /// its slots stay warm under the version that it has afterwards.
+    fn changing_attributes<T>(&self, id: NodeId, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let file = self.inodes.lock().get(id).map(|node| node.file);
+        let warm = file.filter(|file| self.cache.holds(*file));
+        let before = match warm {
+            Some(_) => self.stat_node(id).ok().map(|stat| Version::of(&stat)),
+            None => None,
+        };
+        self.inodes.lock().begin_change(id);
+        let result = f();
+        let mut attr = None;
+        if let Some(before) = before
+            && result.is_ok()
+        {
+            let now = self.now();
+            if let Ok(stat) = self.stat_node(id) {
+                self.cache.restamp(before, Version::of(&stat));
+                self.see(id, &stat);
+                attr = Some(Attr { stat, checked: now });
+            }
+        }
+        self.inodes.lock().end_change(id, attr);
+        result
+    }
+
+    /// After a change of ours: the kernel's pages, which it kept up to date itself, belong to this version.
+    fn see(&self, id: NodeId, stat: &Stat) {
+        let mut inodes = self.inodes.lock();
+        if let Some(node) = inodes.get_mut(id)
+            && let Some((version, _)) = &mut node.seen
+        {
+            *version = Version::of(stat);
+        }
+    }
+
+    /// Compare outcome of an open file: tell the kernel when somebody changed it.
+    fn note_compared(&self, id: NodeId, compared: Compared) {
+        if compared == Compared::Changed {
+            self.invalidate_content(id);
+        }
+    }
+}
+
+const STALE: Error = Error::new(Errno::ESTALE, "resolve");
+
+/// The name leads nowhere or elsewhere: the file may have moved.
+fn is_misplaced(error: Error) -> bool {
+    matches!(
+        error.errno(),
+        Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ESTALE
+    )
+}
+
+/// The attributes with the inode number that programs see.
+fn shown(id: NodeId, mut stat: Stat) -> Stat {
+    if id != NodeId::ROOT {
+        stat.ino = id.0;
+    }
+    stat
+}

@@ -1,0 +1,637 @@
+//! Files: opening, reading, writing, and everything else that needs a file handle; attributes to be set.
+
+use super::attrs::{Attr, Xattrs};
+use super::handles::OpenFile;
+use super::{Caller, Entry, NodeId, Overlay, STALE, shown};
+use crate::backing::BackingFile;
+use crate::cache::{FileId, Trust, Version};
+use crate::error::{Error, Result};
+use crate::file::{CachedFile, Changed};
+use crate::span::Span;
+use crate::sys::{Identity, SetTime, Stat, XattrAnswer};
+use bytes::Bytes;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// May the kernel keep what it has cached of a file that is being opened?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// Yes: it belongs to the version that the file has.
+    Yes,
+    /// No: drop it.
+    No,
+}
+
+/// An open file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// Its handle.
+    pub handle: u64,
+    /// About the kernel's page cache.
+    pub keep: Keep,
+}
+
+/// Attributes to set; what is `None` stays.
+#[derive(Clone, Copy, Default, Debug)]
+#[allow(missing_docs, reason = "the names are those of stat(2)")]
+pub struct SetAttr {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub atime: Option<SetTime>,
+    pub mtime: Option<SetTime>,
+}
+
+/// Open flags that mean something to the source. O_DIRECT does not: it would force the alignment of one file
+/// system on programs that opened another, and the source's own page cache is coherent. O_APPEND does: the
+/// source appends atomically against writers that we do not see.
+fn source_flags(flags: i32) -> OFlag {
+    let kept = libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC;
+    OFlag::from_bits_retain(flags & kept)
+}
+
+fn is_readable_only(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_RDONLY && flags & libc::O_TRUNC == 0
+}
+
+impl Overlay {
+    /// Open for reading without asking the source: possible while its attributes are believed and a
+    /// descriptor of it is still there, or (with [`Trust::Any`]) when anything of it is cached.
+    pub fn open_known(self: &Arc<Self>, id: NodeId, flags: i32, trust: Trust) -> Option<Opened> {
+        if !is_readable_only(flags) {
+            return None;
+        }
+        let (stat, _) = self.getattr_known(id, trust)?;
+        if !stat.is_file() {
+            return None;
+        }
+        let now = self.now();
+        let fd = self.inodes.lock().read_fd(id, now);
+        if trust == Trust::Ttl && fd.is_none() {
+            return None;
+        }
+        let version = self.version_in(id, &stat)?;
+        let record = self.record(id, version.id);
+        let backing = match fd {
+            Some(fd) => BackingFile::opened(self.source.clone(), fd),
+            None => {
+                let overlay = self.clone();
+                BackingFile::lazy(self.source.clone(), move || overlay.read_descriptor(id))
+            }
+        };
+        if trust == Trust::Ttl && self.cache.version(version.id) != Some(version) {
+            // The record is of another time: let the slow way sort it out.
+            return None;
+        }
+        let file = CachedFile::new(record, backing);
+        Some(Opened {
+            keep: self.keep(id, version),
+            handle: self.insert(id, file, flags),
+        })
+    }
+
+    /// Open.
+    pub fn open(&self, caller: Caller, id: NodeId, flags: i32) -> Result<Opened> {
+        let fd = if is_readable_only(flags) {
+            self.read_descriptor(id)?
+        } else {
+            Arc::new(self.descriptor(id, source_flags(flags))?)
+        };
+        let (file, stat) = self.cached_file(id, fd)?;
+        if flags & libc::O_TRUNC != 0 {
+            self.cut(caller, id, &file, 0)?;
+            return Ok(Opened {
+                handle: self.insert(id, file, flags),
+                keep: Keep::No,
+            });
+        }
+        Ok(Opened {
+            keep: self.keep(id, Version::of(&stat)),
+            handle: self.insert(id, file, flags),
+        })
+    }
+
+    pub(super) fn insert(&self, id: NodeId, file: CachedFile, flags: i32) -> u64 {
+        self.files.insert(OpenFile {
+            node: id,
+            file,
+            append: flags & libc::O_APPEND != 0,
+        })
+    }
+
+    fn record(&self, id: NodeId, file: FileId) -> crate::cache::OpenRecord {
+        self.cache.open(file, || self.inodes.lock().path(id))
+    }
+
+    /// The data path of an open descriptor, its record compared with the source.
+    pub(super) fn cached_file(&self, id: NodeId, fd: Arc<OwnedFd>) -> Result<(CachedFile, Stat)> {
+        let (file, asked, now) = {
+            let mut inodes = self.inodes.lock();
+            let asked = inodes.epoch();
+            let node = inodes.get_mut(id).ok_or(STALE)?;
+            if node.open.strong_count() == 0 {
+                node.open = Arc::downgrade(&fd);
+            }
+            (node.file, asked, self.now())
+        };
+        let record = self.record(id, file);
+        let check = self.cache.begin_check(file);
+        let stat = self.source.stat(&*fd, Self::FRESH)?;
+        self.cache.finish_check(check, Version::of(&stat));
+        self.inodes
+            .lock()
+            .store_attr(id, Attr { stat, checked: now }, asked);
+        let backing = BackingFile::opened(self.source.clone(), fd);
+        Ok((CachedFile::new(record, backing), stat))
+    }
+
+    /// The version in attributes from memory, with the source's own inode number.
+    fn version_in(&self, id: NodeId, stat: &Stat) -> Option<Version> {
+        let file = self.inodes.lock().get(id)?.file;
+        Some(Version {
+            id: file,
+            ..Version::of(stat)
+        })
+    }
+
+    /// Decide about the kernel's pages, and note which version they belong to from now on.
+    fn keep(&self, id: NodeId, version: Version) -> Keep {
+        let racy = version.is_racy(self.cache.clock().wall());
+        let mut inodes = self.inodes.lock();
+        let Some(node) = inodes.get_mut(id) else {
+            return Keep::No;
+        };
+        let keep = matches!(node.seen, Some((seen, false)) if seen == version);
+        node.seen = Some((version, racy));
+        if keep { Keep::Yes } else { Keep::No }
+    }
+
+    /// A descriptor for reading, shared by all who read the file and kept for a while after the last.
+    fn read_descriptor(&self, id: NodeId) -> Result<Arc<OwnedFd>> {
+        let now = self.now();
+        let cached = self.inodes.lock().read_fd(id, now);
+        if let Some(fd) = cached {
+            return Ok(fd);
+        }
+        let fd = Arc::new(self.descriptor(id, OFlag::O_RDONLY)?);
+        let mut inodes = self.inodes.lock();
+        if let Some(file) = inodes.get(id).map(|node| node.file) {
+            inodes.keep_read_fd(id, file, fd.clone(), now);
+        }
+        let garbage = inodes.take_garbage();
+        drop(inodes);
+        drop(garbage);
+        Ok(fd)
+    }
+
+    /// A new descriptor of exactly this file.
+    fn descriptor(&self, id: NodeId, flags: OFlag) -> Result<OwnedFd> {
+        let open = |dir: &Arc<OwnedFd>, name: &OsStr| {
+            let fd = self.source.open_file(&**dir, name, flags)?;
+            let stat = self.source.stat(&fd, false)?;
+            self.same_file(id, &stat).map(|()| fd)
+        };
+        let by_name = self.with_descriptor(|| self.settled(|| self.try_names(id, open)));
+        match by_name {
+            Err(error) if error.errno() == Errno::ESTALE => match self.held(id) {
+                Some(held) => self.source.reopen(&*held, flags),
+                None => Err(error),
+            },
+            other => other,
+        }
+    }
+
+    /// Close a handle. What is returned must be dropped by a thread that may wait: it closes a descriptor.
+    #[must_use]
+    pub fn release(&self, handle: u64) -> Option<Arc<OpenFile>> {
+        let open = self.files.remove(handle)?;
+        if open.file.backing().is_shared() {
+            return None;
+        }
+        Some(open)
+    }
+
+    /// Read from memory alone.
+    pub fn read_known(&self, handle: u64, span: Span, trust: Trust) -> Option<Bytes> {
+        self.files.get(handle).ok()?.file.read_cached(span, trust)
+    }
+
+    /// Read; shorter at end of file.
+    pub fn read(&self, handle: u64, span: Span) -> Result<Bytes> {
+        let open = self.files.get(handle)?;
+        let before = self.cache.version(open.file.id());
+        let bytes = open.file.read_at(span)?;
+        if before.is_some() && self.cache.version(open.file.id()) != before {
+            self.note_compared(open.node, crate::cache::Compared::Changed);
+        }
+        Ok(bytes)
+    }
+
+    /// Write all of `data`; returns how many bytes went in. `clear_setid`: the caller's write takes
+    /// set-user-id and set-group-id bits away (the kernel says so).
+    pub fn write(&self, handle: u64, pos: u64, data: Bytes, clear_setid: bool) -> Result<usize> {
+        let open = self.files.get(handle)?;
+        let identity = Identity::changing(!clear_setid);
+        self.changing_content(open.node, || {
+            identity.run(|| open.file.write_at(pos, data, open.append))
+        })
+    }
+
+    /// Run a change of the content of `id`; its attributes afterwards are known from the change itself.
+    fn changing_content<T>(
+        &self,
+        id: NodeId,
+        f: impl FnOnce() -> Result<Changed<T>>,
+    ) -> Result<T> {
+        self.inodes.lock().begin_change(id);
+        let now = self.now();
+        let result = f();
+        let attr = match &result {
+            Ok(changed) => {
+                self.see(id, &changed.stat);
+                Some(Attr {
+                    stat: changed.stat,
+                    checked: now,
+                })
+            }
+            Err(_) => None,
+        };
+        self.inodes.lock().end_change(id, attr);
+        result.map(|changed| changed.value)
+    }
+
+    fn cut(&self, caller: Caller, id: NodeId, file: &CachedFile, size: u64) -> Result<()> {
+        let identity = Identity::changing(caller.uid == 0);
+        self.changing_content(id, || {
+            let stat = identity.run(|| file.truncate(size))?;
+            Ok(Changed { value: (), stat })
+        })
+    }
+
+    /// Set attributes; returns them all afterwards.
+    pub fn setattr(
+        &self,
+        caller: Caller,
+        id: NodeId,
+        handle: Option<u64>,
+        set: &SetAttr,
+    ) -> Result<(Stat, Duration)> {
+        if let Some(size) = set.size {
+            self.truncate(caller, id, handle, size)?;
+        }
+        let owner = set.uid.is_some() || set.gid.is_some();
+        let times = set.atime.is_some() || set.mtime.is_some();
+        if owner || times || set.mode.is_some() {
+            let named = self.named(id)?;
+            self.changing_attributes(id, || {
+                if owner {
+                    self.source.chown(&*named, set.uid, set.gid)?;
+                }
+                if let Some(mode) = set.mode {
+                    self.source.chmod(&*named, mode & 0o7777)?;
+                }
+                if times {
+                    self.source.utimens(
+                        &*named,
+                        set.atime.unwrap_or(SetTime::Omit),
+                        set.mtime.unwrap_or(SetTime::Omit),
+                    )?;
+                }
+                Ok(())
+            })?;
+        }
+        if let Some(known) = self.getattr_known(id, Trust::Ttl) {
+            return Ok(known);
+        }
+        self.getattr(id)
+    }
+
+    fn truncate(&self, caller: Caller, id: NodeId, handle: Option<u64>, size: u64) -> Result<()> {
+        if let Some(handle) = handle {
+            let open = self.files.get(handle)?;
+            return self.cut(caller, id, &open.file, size);
+        }
+        let fd = Arc::new(self.descriptor(id, OFlag::O_WRONLY)?);
+        let (file, _) = self.cached_file(id, fd)?;
+        self.cut(caller, id, &file, size)
+    }
+
+    /// What close(2) must report: some file systems tell of a failed write only then.
+    pub fn flush(&self, handle: u64) -> Result<()> {
+        let open = self.files.get(handle)?;
+        match open.file.backing().fd_if_open() {
+            Some(fd) => self.source.flush(&fd),
+            None => Ok(()),
+        }
+    }
+
+    /// fsync(2) or fdatasync(2).
+    pub fn sync(&self, handle: u64, data_only: bool) -> Result<()> {
+        let open = self.files.get(handle)?;
+        let fd = open.file.backing().fd()?;
+        self.source.sync(&fd, data_only)
+    }
+
+    /// fallocate(2) with its raw mode.
+    pub fn allocate(
+        &self,
+        caller: Caller,
+        handle: u64,
+        mode: i32,
+        pos: u64,
+        size: u64,
+    ) -> Result<()> {
+        let open = self.files.get(handle)?;
+        let identity = Identity::changing(caller.uid == 0);
+        self.changing_content(open.node, || {
+            open.file.change(allocate_span(mode, pos, size), || {
+                let fd = open.file.backing().fd()?;
+                identity.run(|| self.source.allocate(&fd, mode, pos, size))
+            })
+        })
+    }
+
+    /// copy_file_range(2) within the source.
+    pub fn copy(
+        &self,
+        caller: Caller,
+        from: (u64, u64),
+        to: (u64, u64),
+        size: u64,
+    ) -> Result<usize> {
+        let (source_file, target) = (self.files.get(from.0)?, self.files.get(to.0)?);
+        let identity = Identity::changing(caller.uid == 0);
+        // The reply has 32 bits for the count; programs go on after a short copy.
+        let size = size.min(1 << 30);
+        self.changing_content(target.node, || {
+            target.file.change(Span::new(to.1, size), || {
+                let from_fd = source_file.file.backing().fd()?;
+                let to_fd = target.file.backing().fd()?;
+                identity.run(|| {
+                    self.source
+                        .copy((&from_fd, from.1), (&to_fd, to.1), size as usize)
+                })
+            })
+        })
+    }
+
+    /// lseek(2) for SEEK_DATA and SEEK_HOLE: every write is in the source already.
+    pub fn seek(&self, handle: u64, pos: i64, whence: i32) -> Result<i64> {
+        let open = self.files.get(handle)?;
+        let fd = open.file.backing().fd()?;
+        self.source.seek(&fd, pos, whence)
+    }
+
+    // ---- what needs a file but no handle ----
+
+    /// Text of a symbolic link, from memory.
+    pub fn readlink_known(&self, id: NodeId, trust: Trust) -> Option<OsString> {
+        let (stat, _) = self.getattr_known(id, trust)?;
+        let version = self.version_in(id, &stat)?;
+        let inodes = self.inodes.lock();
+        let (text, of) = inodes.get(id)?.link.as_ref()?;
+        (*of == version).then(|| text.clone())
+    }
+
+    /// Text of a symbolic link.
+    pub fn readlink(&self, id: NodeId) -> Result<OsString> {
+        let (text, stat) = self.settled(|| {
+            self.try_names(id, |dir, name| {
+                let stat = self.source.stat_at(&**dir, name, false)?;
+                self.same_file(id, &stat)?;
+                Ok((self.source.readlink(&**dir, name)?, stat))
+            })
+        })?;
+        if let Some(node) = self.inodes.lock().get_mut(id) {
+            node.link = Some((text.clone(), Version::of(&stat)));
+        }
+        Ok(text)
+    }
+
+    /// Value of an extended attribute, from memory; the errno when it is known to be absent.
+    pub fn getxattr_known(
+        &self,
+        id: NodeId,
+        name: &OsStr,
+        size: u32,
+        trust: Trust,
+    ) -> Option<Result<XattrAnswer>> {
+        self.xattrs_known(id, trust, |xattrs| {
+            Some(match xattrs.values.get(name)? {
+                Ok(value) => fit(value, size),
+                Err(errno) => Err(Error::new(*errno, "getxattr")),
+            })
+        })
+    }
+
+    /// Names of the extended attributes, from memory.
+    pub fn listxattr_known(
+        &self,
+        id: NodeId,
+        size: u32,
+        trust: Trust,
+    ) -> Option<Result<XattrAnswer>> {
+        self.xattrs_known(id, trust, |xattrs| {
+            xattrs.list.as_ref().map(|list| fit(list, size))
+        })
+    }
+
+    fn xattrs_known<T>(
+        &self,
+        id: NodeId,
+        trust: Trust,
+        f: impl FnOnce(&Xattrs) -> Option<T>,
+    ) -> Option<T> {
+        let (stat, _) = self.getattr_known(id, trust)?;
+        let version = self.version_in(id, &stat)?;
+        let inodes = self.inodes.lock();
+        let (of, xattrs) = inodes.get(id)?.xattrs.as_ref()?;
+        if *of == version { f(xattrs) } else { None }
+    }
+
+    /// Value of an extended attribute.
+    pub fn getxattr(&self, id: NodeId, name: &OsStr, size: u32) -> Result<XattrAnswer> {
+        let named = self.named(id)?;
+        let stat = self.source.stat(&*named, false)?;
+        let answer = self.whole_xattr(|size| self.source.getxattr(&*named, name, size));
+        let known = match &answer {
+            Ok(value) if value.len() <= Xattrs::VALUE_MAX => Some(Ok(value.clone())),
+            Err(error) if matches!(error.errno(), NO_XATTR | Errno::EOPNOTSUPP) => {
+                Some(Err(error.errno()))
+            }
+            _ => None,
+        };
+        if let Some(known) = known {
+            self.keep_xattr(id, &stat, |xattrs| {
+                if xattrs.values.len() < Xattrs::NAMES_MAX {
+                    xattrs.values.insert(name.to_owned(), known);
+                }
+            });
+        }
+        fit(&answer?, size)
+    }
+
+    /// Names of the extended attributes.
+    pub fn listxattr(&self, id: NodeId, size: u32) -> Result<XattrAnswer> {
+        let named = self.named(id)?;
+        let stat = self.source.stat(&*named, false)?;
+        let list = self.whole_xattr(|size| self.source.listxattr(&*named, size))?;
+        if list.len() <= Xattrs::VALUE_MAX {
+            self.keep_xattr(id, &stat, |xattrs| xattrs.list = Some(list.clone()));
+        }
+        fit(&list, size)
+    }
+
+    /// The whole value, whatever its size: small ones with one call.
+    fn whole_xattr(&self, get: impl Fn(u32) -> Result<XattrAnswer>) -> Result<Vec<u8>> {
+        let answer = match get(Xattrs::VALUE_MAX as u32) {
+            Err(error) if error.errno() == Errno::ERANGE => get(u32::from(u16::MAX) + 1),
+            other => other,
+        };
+        match answer? {
+            XattrAnswer::Data(value) => Ok(value),
+            XattrAnswer::Size(_) => Err(Error::new(Errno::EIO, "getxattr")),
+        }
+    }
+
+    fn keep_xattr(&self, id: NodeId, stat: &Stat, keep: impl FnOnce(&mut Xattrs)) {
+        let version = Version::of(stat);
+        if version.is_racy(self.cache.clock().wall()) {
+            return;
+        }
+        let mut inodes = self.inodes.lock();
+        let Some(node) = inodes.get_mut(id) else {
+            return;
+        };
+        match &mut node.xattrs {
+            Some((of, xattrs)) if *of == version => keep(xattrs),
+            slot => {
+                let mut xattrs = Xattrs::default();
+                keep(&mut xattrs);
+                *slot = Some((version, xattrs));
+            }
+        }
+    }
+
+    /// Set an extended attribute. Access control lists are among them; they change the mode too.
+    pub fn setxattr(
+        &self,
+        caller: Caller,
+        id: NodeId,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        position: u32,
+    ) -> Result<()> {
+        let named = self.named(id)?;
+        // Setting an ACL takes the set-group-id bit away from a caller outside the group, as chmod does.
+        let identity = if name == "system.posix_acl_access" {
+            Identity::creating(caller.uid, caller.gid, 0).with_groups_of(caller.pid)
+        } else {
+            Identity::DAEMON
+        };
+        self.changing_attributes(id, || {
+            identity.run(|| self.source.setxattr(&*named, name, value, flags, position))
+        })
+    }
+
+    /// Remove an extended attribute.
+    pub fn removexattr(&self, id: NodeId, name: &OsStr) -> Result<()> {
+        let named = self.named(id)?;
+        self.changing_attributes(id, || self.source.removexattr(&*named, name))
+    }
+
+    /// access(2) with the daemon's rights, which are the caller's where the kernel does not check by itself.
+    pub fn access(&self, id: NodeId, mask: i32) -> Result<()> {
+        if mask == libc::F_OK {
+            return self.getattr(id).map(drop);
+        }
+        if self.is_dir(id) {
+            return self.source.access(&*self.dir(id)?, OsStr::new("."), mask);
+        }
+        self.settled(|| self.try_names(id, |dir, name| self.source.access(&**dir, name, mask)))
+    }
+
+    /// statvfs(3) of the source.
+    pub fn statfs(&self) -> Result<nix::sys::statvfs::Statvfs> {
+        let answer = self.source.statfs(&*self.root)?;
+        *self.statfs.lock() = Some(answer);
+        Ok(answer)
+    }
+
+    /// The last answer of [`Overlay::statfs`].
+    pub fn statfs_known(&self) -> Option<nix::sys::statvfs::Statvfs> {
+        *self.statfs.lock()
+    }
+
+    /// The entry of a file that was just created and is open as `fd`, with a handle.
+    pub(super) fn open_created(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        fd: OwnedFd,
+        flags: i32,
+        caller: Caller,
+    ) -> Result<(Entry, Opened)> {
+        let (asked, now) = (self.inodes.lock().epoch(), self.now());
+        let stat = self.source.stat(&fd, false)?;
+        if !stat.is_file() {
+            return Err(STALE);
+        }
+        let entry = self.learn(parent, name, stat, now, asked);
+        let opened = self
+            .cached_file(entry.node, Arc::new(fd))
+            .and_then(|(file, stat)| {
+                if flags & libc::O_TRUNC != 0 && stat.size > 0 {
+                    self.cut(caller, entry.node, &file, 0)?;
+                }
+                Ok(Opened {
+                    keep: self.keep(entry.node, Version::of(&stat)),
+                    handle: self.insert(entry.node, file, flags),
+                })
+            });
+        match opened {
+            Ok(opened) => {
+                let stat = self
+                    .getattr_known(entry.node, Trust::Ttl)
+                    .map_or(shown(entry.node, stat), |(stat, _)| stat);
+                Ok((Entry { stat, ..entry }, opened))
+            }
+            Err(error) => {
+                drop(self.forget(entry.node, 1));
+                Err(error)
+            }
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+const NO_XATTR: Errno = Errno::ENODATA;
+#[cfg(target_os = "macos")]
+const NO_XATTR: Errno = Errno::ENOATTR;
+
+/// A value as getxattr(2) returns it into a buffer of `size` bytes.
+fn fit(value: &[u8], size: u32) -> Result<XattrAnswer> {
+    if size == 0 {
+        Ok(XattrAnswer::Size(value.len() as u32))
+    } else if value.len() > size as usize {
+        Err(Error::new(Errno::ERANGE, "getxattr"))
+    } else {
+        Ok(XattrAnswer::Data(value.to_vec()))
+    }
+}
+
+/// The bytes at stake in an fallocate(2) call: inserting or collapsing a range moves everything behind it.
+fn allocate_span(mode: i32, pos: u64, size: u64) -> Span {
+    #[cfg(target_os = "linux")]
+    if mode & (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE) != 0 {
+        return Span::from(pos);
+    }
+    let _ = mode;
+    Span::new(pos, size)
+}

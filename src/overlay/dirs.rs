@@ -1,0 +1,255 @@
+//! Directories: listings, and what the kernel reads of them.
+//!
+//! An open directory is a snapshot. Its positions are indices into that snapshot: 0 is `.`, 1 is `..`, then
+//! the entries; so an entry that was there throughout is listed exactly once, whatever comes and goes.
+
+use super::attrs::{Attr, Listing};
+use super::handles::OpenDir;
+use super::inodes::is_fresh;
+use super::{Entry, NodeId, Overlay, shown};
+use crate::cache::{Trust, Version};
+use crate::error::Result;
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Entries answered at once, about what fits the 32 KiB that programs read at a time. (A reply must not be
+/// empty before the end: emptiness means the end.)
+const BATCH: usize = 128;
+
+/// One entry as the kernel reads it.
+#[derive(Clone, Debug)]
+pub struct DirEntry {
+    /// Name.
+    pub name: OsString,
+    /// Inode number.
+    pub ino: u64,
+    /// `S_IFMT` bits, 0 when not known.
+    pub kind: u32,
+    /// Position of the entry behind it.
+    pub next: u64,
+    /// Node and attributes, for those who asked for them; a reference is held on the node.
+    pub entry: Option<Entry>,
+}
+
+impl Overlay {
+    /// Open a directory from memory.
+    pub fn opendir_known(&self, id: NodeId, trust: Trust) -> Option<u64> {
+        let listing = self.listing_known(id, trust)?;
+        Some(self.insert_dir(id, listing))
+    }
+
+    /// Open a directory.
+    pub fn opendir(&self, id: NodeId) -> Result<u64> {
+        let listing = self.listing(id)?;
+        Ok(self.insert_dir(id, listing))
+    }
+
+    fn insert_dir(&self, id: NodeId, listing: Arc<Listing>) -> u64 {
+        self.dirs.insert(OpenDir {
+            node: id,
+            snapshot: Mutex::new(listing),
+            used: AtomicBool::new(false),
+        })
+    }
+
+    fn listing_known(&self, id: NodeId, trust: Trust) -> Option<Arc<Listing>> {
+        let now = self.now();
+        let inodes = self.inodes.lock();
+        let (listing, checked) = inodes.get(id)?.listing.as_ref()?;
+        if trust == Trust::Ttl && !is_fresh(*checked, now, self.ttl()) {
+            return None;
+        }
+        Some(listing.clone())
+    }
+
+    fn listing(&self, id: NodeId) -> Result<Arc<Listing>> {
+        let dir = self.dir(id)?;
+        let (asked, now) = (self.inodes.lock().epoch(), self.now());
+        let wall = self.cache.clock().wall();
+        let stat = self.source.stat(&*dir, Self::FRESH)?;
+        let version = Version::of(&stat);
+        let attr = Attr { stat, checked: now };
+        {
+            let mut inodes = self.inodes.lock();
+            inodes.store_attr(id, attr, asked);
+            let unchanged = !inodes.is_changed_since(id, asked);
+            if let Some(node) = inodes.get_mut(id)
+                && let Some((listing, checked)) = &mut node.listing
+                && unchanged
+                && listing.version == version
+                && !listing.racy
+            {
+                *checked = now;
+                return Ok(listing.clone());
+            }
+        }
+        let listing = Arc::new(Listing {
+            entries: self.source.list(&*dir)?,
+            version,
+            racy: version.is_racy(wall),
+        });
+        let mut inodes = self.inodes.lock();
+        if !inodes.is_changed_since(id, asked)
+            && let Some(node) = inodes.get_mut(id)
+        {
+            node.listing = Some((listing.clone(), now));
+        }
+        Ok(listing)
+    }
+
+    /// Close a directory.
+    pub fn releasedir(&self, handle: u64) {
+        drop(self.dirs.remove(handle));
+    }
+
+    /// fsync(2) of a directory.
+    pub fn sync_dir(&self, id: NodeId) -> Result<()> {
+        self.source.sync_dir(&*self.dir(id)?)
+    }
+
+    /// Entries from position `from` on, from memory. With `plus`, each with its node and attributes.
+    /// `None` when something of it must be asked for, or a new snapshot is due.
+    pub fn readdir_known(
+        &self,
+        handle: u64,
+        from: u64,
+        plus: bool,
+        trust: Trust,
+    ) -> Option<Vec<DirEntry>> {
+        let open = self.dirs.get(handle).ok()?;
+        if from == 0 && open.used.load(Ordering::Acquire) {
+            let fresh = self.listing_known(open.node, trust)?;
+            *open.snapshot.lock() = fresh;
+        }
+        let listing = open.snapshot.lock().clone();
+        let mut batch = self.dots(open.node, from);
+        for (index, listed) in entries_from(&listing, from) {
+            if batch.len() >= BATCH {
+                break;
+            }
+            if listed.kind == 0 && !plus {
+                return None;
+            }
+            let entry = if plus {
+                match self.lookup_known(open.node, &listed.name, trust) {
+                    Some(Ok(entry)) => Some(entry),
+                    // Gone since the snapshot: do not list it.
+                    Some(Err(_)) => continue,
+                    None => {
+                        if trust == Trust::Any && !batch.is_empty() {
+                            break;
+                        }
+                        self.put_back(batch);
+                        return None;
+                    }
+                }
+            } else {
+                None
+            };
+            batch.push(self.dir_entry(listed, index, entry));
+        }
+        open.used.store(true, Ordering::Release);
+        Some(batch)
+    }
+
+    /// Entries from position `from` on. With `plus`, each with its node and attributes.
+    pub fn readdir(&self, handle: u64, from: u64, plus: bool) -> Result<Vec<DirEntry>> {
+        let open = self.dirs.get(handle)?;
+        if from == 0 && open.used.swap(true, Ordering::AcqRel) {
+            let fresh = self.listing(open.node)?;
+            *open.snapshot.lock() = fresh;
+        }
+        let listing = open.snapshot.lock().clone();
+        let mut batch = self.dots(open.node, from);
+        for (index, listed) in entries_from(&listing, from) {
+            if batch.len() >= BATCH {
+                break;
+            }
+            // A source that does not tell types in listings is asked for them: FUSE has no "unknown".
+            let entry = if plus || listed.kind == 0 {
+                match self.entry_of(open.node, &listed.name) {
+                    Ok(entry) => Some(entry),
+                    Err(error) if error.errno() == Errno::ENOENT => continue,
+                    // What was found so far is worth more than the error, which the next request meets.
+                    Err(_) if !batch.is_empty() => break,
+                    Err(error) => {
+                        self.put_back(batch);
+                        return Err(error);
+                    }
+                }
+            } else {
+                None
+            };
+            let mut read = self.dir_entry(listed, index, entry);
+            if !plus {
+                if let Some(entry) = read.entry.take() {
+                    drop(self.forget(entry.node, 1));
+                }
+            }
+            batch.push(read);
+        }
+        Ok(batch)
+    }
+
+    fn entry_of(&self, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        match self.lookup_known(parent, name, Trust::Ttl) {
+            Some(known) => known,
+            None => self.lookup(parent, name),
+        }
+    }
+
+    /// Give back the references that a batch holds, from the entry `sent` on.
+    pub fn put_back(&self, batch: impl IntoIterator<Item = DirEntry>) {
+        for entry in batch.into_iter().filter_map(|e| e.entry) {
+            drop(self.forget(entry.node, 1));
+        }
+    }
+
+    fn dots(&self, id: NodeId, from: u64) -> Vec<DirEntry> {
+        let inodes = self.inodes.lock();
+        let parent = inodes
+            .get(id)
+            .and_then(|node| node.names.first())
+            .map_or(id, |(parent, _)| *parent);
+        let dot = |name: &str, node: NodeId, next: u64| DirEntry {
+            name: name.into(),
+            ino: inodes
+                .get(node)
+                .and_then(|n| n.attr)
+                .map_or(node.0, |attr| shown(node, attr.stat).ino),
+            kind: libc::S_IFDIR as u32,
+            next,
+            entry: None,
+        };
+        [dot(".", id, 1), dot("..", parent, 2)]
+            .into_iter()
+            .skip(from.min(2) as usize)
+            .collect()
+    }
+
+    fn dir_entry(&self, listed: &crate::backing::Listed, index: u64, entry: Option<Entry>) -> DirEntry {
+        DirEntry {
+            name: listed.name.clone(),
+            ino: entry.map_or(listed.ino, |entry| entry.stat.ino),
+            kind: entry.map_or(listed.kind, |entry| entry.stat.kind()),
+            next: index + 3,
+            entry,
+        }
+    }
+}
+
+/// The entries from a position on, with their indices.
+fn entries_from(
+    listing: &Listing,
+    from: u64,
+) -> impl Iterator<Item = (u64, &crate::backing::Listed)> {
+    let first = from.saturating_sub(2);
+    let start = first.min(listing.entries.len() as u64) as usize;
+    listing.entries[start..]
+        .iter()
+        .enumerate()
+        .map(move |(offset, listed)| ((start + offset) as u64, listed))
+}

@@ -1,0 +1,498 @@
+//! The table of nodes: which file of the source each inode number of the mount stands for, under which
+//! names it is known, and what was last seen of it.
+//!
+//! Promises:
+//! * One node per file (device and inode), whatever its names: hard links share attributes and data.
+//! * The number is the source's own inode number. Only a file on another device than the source's root (a
+//!   mount point inside it), or one whose number FUSE reserves, gets a number from a range of its own, so
+//!   that one number never means two files.
+//! * A number that the source gave to a new file is a new *generation*: the kernel drops what it held of the
+//!   old one.
+//! * Attributes are stored only when no change of ours was under way or ended since the question was asked
+//!   ([`Epoch`]): what is answered from here is never older than a change that has returned.
+//! * Memory: nodes that the kernel has forgotten stay for their attributes, up to a limit, oldest out first.
+//!
+//! Plain data under the overlay's mutex: nothing here blocks or calls out. Descriptors that are no longer
+//! needed are returned as [`Garbage`], because closing one may wait for the source.
+
+use super::attrs::{Attr, Listing, Xattrs};
+use super::Limits;
+use crate::cache::{FileId, Version};
+use crate::clock::Moment;
+use crate::sys::{Stat, Time};
+use lru::LruCache;
+use smallvec::SmallVec;
+use std::collections::{HashMap, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// A node of the mount: the `nodeid` of the FUSE protocol, and the inode number that programs see.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The root of the mount; FUSE fixes this number.
+    pub const ROOT: NodeId = NodeId(1);
+}
+
+/// First number for files that cannot have their own: above what disk file systems use, below the sign.
+const FOREIGN_FIRST: u64 = 1 << 62;
+
+/// Names kept per file; a file with more hard links is found through the others.
+const NAMES_MAX: usize = 32;
+
+/// A point in the order of our own changes; see the module's text.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Epoch(u64);
+
+/// Descriptors to be closed by a thread that may wait.
+#[derive(Default, Debug)]
+pub struct Garbage(SmallVec<[Arc<OwnedFd>; 2]>);
+
+impl Garbage {
+    /// Nothing to close?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn push(&mut self, fd: Option<Arc<OwnedFd>>) {
+        self.0.extend(fd);
+    }
+}
+
+/// What a name in a directory was last seen to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Child {
+    /// `None`: there was no such name.
+    pub(super) node: Option<NodeId>,
+    pub(super) checked: Moment,
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) file: FileId,
+    pub(super) kind: u32,
+    birth: Option<Time>,
+    pub(super) generation: u64,
+    /// References that the kernel holds (FUSE_FORGET gives them back).
+    lookups: u64,
+    pub(super) names: SmallVec<[(NodeId, OsString); 1]>,
+    pub(super) attr: Option<Attr>,
+    /// Changes of ours under way, and the epoch when the last one ended.
+    changing: u32,
+    changed: Epoch,
+    /// Version of the content that the kernel's page cache may hold, and whether it was racy then.
+    pub(super) seen: Option<(Version, bool)>,
+    /// Names below a directory.
+    pub(super) children: HashMap<OsString, Child>,
+    pub(super) listing: Option<(Arc<Listing>, Moment)>,
+    pub(super) link: Option<(OsString, Version)>,
+    /// Extended attributes, of this version.
+    pub(super) xattrs: Option<(Version, Xattrs)>,
+    /// Some open descriptor of the file, while there is one: it works without any name.
+    pub(super) open: Weak<OwnedFd>,
+    /// Kept for a file that a rename replaced while the kernel still refers to it.
+    pub(super) grave: Option<Arc<OwnedFd>>,
+    /// The last name is gone, so the source may give the number to another file.
+    dead: bool,
+}
+
+impl Node {
+    fn is_new_file(&self, stat: &Stat) -> bool {
+        let reborn = matches!((self.birth, stat.btime), (Some(a), Some(b)) if a != b);
+        self.kind != stat.kind() || reborn || (self.dead && self.open.strong_count() == 0)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Inodes {
+    nodes: HashMap<NodeId, Node>,
+    by_file: HashMap<FileId, NodeId>,
+    home_dev: u64,
+    foreign_next: u64,
+    epoch: u64,
+    idle: VecDeque<NodeId>,
+    idle_max: usize,
+    /// Handles for names below directories, and descriptors for reading files that are read again and
+    /// again. Both only save system calls; each entry belongs to a node that exists.
+    dirs: LruCache<NodeId, Arc<OwnedFd>>,
+    reads: LruCache<NodeId, (Arc<OwnedFd>, Moment)>,
+    garbage: Garbage,
+}
+
+impl Inodes {
+    pub(super) fn new(root: &Stat, now: Moment, limits: &Limits) -> Inodes {
+        let mut inodes = Inodes {
+            nodes: HashMap::new(),
+            by_file: HashMap::new(),
+            home_dev: root.dev,
+            foreign_next: FOREIGN_FIRST,
+            epoch: 0,
+            idle: VecDeque::new(),
+            idle_max: limits.idle_nodes,
+            dirs: LruCache::new(limits.dir_handles),
+            reads: LruCache::new(limits.read_handles),
+            garbage: Garbage::default(),
+        };
+        let mut node = inodes.fresh(root, 0);
+        node.lookups = 1;
+        node.attr = Some(Attr {
+            stat: *root,
+            checked: now,
+        });
+        inodes.by_file.insert(node.file, NodeId::ROOT);
+        inodes.nodes.insert(NodeId::ROOT, node);
+        inodes
+    }
+
+    fn fresh(&self, stat: &Stat, generation: u64) -> Node {
+        Node {
+            file: FileId {
+                dev: stat.dev,
+                ino: stat.ino,
+            },
+            kind: stat.kind(),
+            birth: stat.btime,
+            generation,
+            lookups: 0,
+            names: SmallVec::new(),
+            attr: None,
+            changing: 0,
+            changed: Epoch(0),
+            seen: None,
+            children: HashMap::new(),
+            listing: None,
+            link: None,
+            xattrs: None,
+            open: Weak::new(),
+            grave: None,
+            dead: false,
+        }
+    }
+
+    pub(super) fn get(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: NodeId) -> Option<&mut Node> {
+        self.nodes.get_mut(&id)
+    }
+
+    /// Now, for a question to the source that is about to be asked.
+    pub(super) fn epoch(&self) -> Epoch {
+        Epoch(self.epoch)
+    }
+
+    /// The node of the file that `stat` describes, made or made anew as needed.
+    pub(super) fn intern(&mut self, stat: &Stat) -> NodeId {
+        let file = FileId {
+            dev: stat.dev,
+            ino: stat.ino,
+        };
+        let Some(&id) = self.by_file.get(&file) else {
+            let own =
+                stat.dev == self.home_dev && stat.ino > NodeId::ROOT.0 && stat.ino < FOREIGN_FIRST;
+            let id = if own {
+                NodeId(stat.ino)
+            } else {
+                self.foreign_next += 1;
+                NodeId(self.foreign_next)
+            };
+            let node = self.fresh(stat, 0);
+            self.by_file.insert(file, id);
+            self.nodes.insert(id, node);
+            self.go_idle(id);
+            return id;
+        };
+        if id != NodeId::ROOT && self.nodes.get(&id).is_some_and(|n| n.is_new_file(stat)) {
+            self.reincarnate(id, stat);
+        }
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.dead = false;
+        }
+        id
+    }
+
+    fn reincarnate(&mut self, id: NodeId, stat: &Stat) {
+        let Some(mut old) = self.nodes.remove(&id) else {
+            return;
+        };
+        self.garbage.push(old.grave.take());
+        self.close_cached(id);
+        let mut node = self.fresh(stat, old.generation + 1);
+        // The kernel gives back references by number, of whatever generation.
+        node.lookups = old.lookups;
+        node.changing = old.changing;
+        node.changed = Epoch(self.epoch);
+        for (parent, name) in &old.names {
+            self.unset_child(*parent, name, id);
+        }
+        self.nodes.insert(id, node);
+    }
+
+    fn unset_child(&mut self, parent: NodeId, name: &OsStr, id: NodeId) {
+        if let Some(parent) = self.nodes.get_mut(&parent)
+            && parent.children.get(name).is_some_and(|c| c.node == Some(id))
+        {
+            parent.children.remove(name);
+        }
+    }
+
+    /// `name` in `parent` is `child` (or nothing), as of `checked`.
+    pub(super) fn set_child(
+        &mut self,
+        parent: NodeId,
+        name: &OsStr,
+        child: Option<NodeId>,
+        checked: Moment,
+    ) {
+        let Some(dir) = self.nodes.get_mut(&parent) else {
+            return;
+        };
+        let before = dir.children.insert(
+            name.to_owned(),
+            Child {
+                node: child,
+                checked,
+            },
+        );
+        let before = before.and_then(|c| c.node);
+        if before == child {
+            return;
+        }
+        if let Some(old) = before {
+            self.drop_name(old, parent, name);
+        }
+        if let Some(id) = child
+            && let Some(node) = self.nodes.get_mut(&id)
+        {
+            let known = node.names.iter().any(|(p, n)| *p == parent && n == name);
+            if !known {
+                if node.names.len() >= NAMES_MAX {
+                    node.names.remove(0);
+                }
+                // The latest name first: it is the one most likely to be still there.
+                node.names.insert(0, (parent, name.to_owned()));
+            }
+            node.dead = false;
+        }
+    }
+
+    fn drop_name(&mut self, id: NodeId, parent: NodeId, name: &OsStr) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.names.retain(|(p, n)| *p != parent || n != name);
+        }
+    }
+
+    /// The last change took a name from `id`; without any left the source may reuse the number.
+    pub(super) fn mark_dead_if_nameless(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            let other_links = node.attr.is_some_and(|a| a.stat.nlink > 1)
+                && node.kind != libc::S_IFDIR as u32;
+            node.dead = node.names.is_empty() && !other_links;
+        }
+    }
+
+    /// Store attributes from a question that was asked at `asked`; false when a change of ours makes it
+    /// unclear whether they are current.
+    pub(super) fn store_attr(&mut self, id: NodeId, attr: Attr, asked: Epoch) -> bool {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return false;
+        };
+        if node.changing > 0 || node.changed > asked {
+            return false;
+        }
+        node.attr = Some(attr);
+        true
+    }
+
+    /// A change of `id` begins: what is known of its attributes is void until it ends.
+    pub(super) fn begin_change(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.changing += 1;
+            node.attr = None;
+        }
+    }
+
+    /// It ended, and `attr` is what the source said afterwards.
+    pub(super) fn end_change(&mut self, id: NodeId, attr: Option<Attr>) {
+        self.epoch += 1;
+        let epoch = Epoch(self.epoch);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.changing -= 1;
+            node.changed = epoch;
+            node.attr = if node.changing == 0 { attr } else { None };
+            if node.kind == libc::S_IFDIR as u32 {
+                node.listing = None;
+            }
+        }
+    }
+
+    /// Has a change of `id` been under way or ended since `asked`?
+    pub(super) fn is_changed_since(&self, id: NodeId, asked: Epoch) -> bool {
+        self.nodes
+            .get(&id)
+            .is_none_or(|n| n.changing > 0 || n.changed > asked)
+    }
+
+    /// The kernel was told of the node once more.
+    pub(super) fn count_lookup(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups += 1;
+        }
+    }
+
+    /// Does the kernel refer to the node?
+    pub(super) fn is_referenced(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|n| n.lookups > 0)
+    }
+
+    /// The kernel gives back `count` references.
+    pub(super) fn forget(&mut self, id: NodeId, count: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        node.lookups = node.lookups.saturating_sub(count);
+        if node.lookups == 0 && id != NodeId::ROOT {
+            self.garbage.push(node.grave.take());
+            // Whatever the kernel cached of it is gone.
+            node.seen = None;
+            self.go_idle(id);
+        }
+    }
+
+    fn go_idle(&mut self, id: NodeId) {
+        self.idle.push_back(id);
+        // Each node may stand in the line several times; the first time that finds it unused counts.
+        while self.idle.len() > self.idle_max {
+            let Some(oldest) = self.idle.pop_front() else {
+                return;
+            };
+            let unused = self.nodes.get(&oldest).is_some_and(|n| {
+                n.lookups == 0 && n.changing == 0 && n.open.strong_count() == 0
+            });
+            if unused && oldest != id {
+                self.remove(oldest);
+            }
+        }
+    }
+
+    fn remove(&mut self, id: NodeId) {
+        let Some(mut node) = self.nodes.remove(&id) else {
+            return;
+        };
+        self.garbage.push(node.grave.take());
+        self.close_cached(id);
+        self.by_file.remove(&node.file);
+        for (parent, name) in &node.names {
+            self.unset_child(*parent, name, id);
+        }
+        for (name, child) in &node.children {
+            if let Some(child) = child.node {
+                self.drop_name(child, id, name);
+            }
+        }
+    }
+
+    /// Does `stat` describe the file that `id` stands for?
+    pub(super) fn is_same_file(&self, id: NodeId, stat: &Stat) -> bool {
+        self.nodes.get(&id).is_some_and(|n| {
+            n.file
+                == FileId {
+                    dev: stat.dev,
+                    ino: stat.ino,
+                }
+                && !n.is_new_file(stat)
+        })
+    }
+
+    /// The cached handle of a directory.
+    pub(super) fn dir(&mut self, id: NodeId) -> Option<Arc<OwnedFd>> {
+        self.dirs.get(&id).cloned()
+    }
+
+    /// Keep the handle of a directory, if `id` still stands for `file`.
+    pub(super) fn keep_dir(&mut self, id: NodeId, file: FileId, fd: Arc<OwnedFd>) {
+        if self.nodes.get(&id).is_some_and(|n| n.file == file) {
+            let evicted = self.dirs.push(id, fd);
+            self.garbage.push(evicted.map(|(_, fd)| fd));
+        }
+    }
+
+    /// The cached descriptor for reading `id`.
+    pub(super) fn read_fd(&mut self, id: NodeId, now: Moment) -> Option<Arc<OwnedFd>> {
+        let (fd, used) = self.reads.get_mut(&id)?;
+        *used = now;
+        Some(fd.clone())
+    }
+
+    /// Keep a descriptor for reading, if `id` still stands for `file`.
+    pub(super) fn keep_read_fd(&mut self, id: NodeId, file: FileId, fd: Arc<OwnedFd>, now: Moment) {
+        if self.nodes.get(&id).is_some_and(|n| n.file == file && !n.dead) {
+            let evicted = self.reads.push(id, (fd, now));
+            self.garbage.push(evicted.map(|(_, (fd, _))| fd));
+        }
+    }
+
+    /// Close what is cached of `id`: it is being removed, and an open descriptor would keep its space
+    /// allocated (or make an NFS client rename it instead of removing it).
+    pub(super) fn close_cached(&mut self, id: NodeId) {
+        self.garbage.push(self.dirs.pop(&id));
+        self.garbage.push(self.reads.pop(&id).map(|(fd, _)| fd));
+    }
+
+    /// Close descriptors for reading that were not used for `idle`.
+    pub(super) fn close_idle(&mut self, now: Moment, idle: Duration) {
+        while self
+            .reads
+            .peek_lru()
+            .is_some_and(|(_, (_, used))| now.since(*used) >= idle)
+        {
+            let oldest = self.reads.pop_lru();
+            self.garbage.push(oldest.map(|(_, (fd, _))| fd));
+        }
+    }
+
+    /// Close everything that only saves system calls.
+    pub(super) fn close_all_cached(&mut self) {
+        while let Some((_, fd)) = self.dirs.pop_lru() {
+            self.garbage.push(Some(fd));
+        }
+        while let Some((_, (fd, _))) = self.reads.pop_lru() {
+            self.garbage.push(Some(fd));
+        }
+    }
+
+    /// Descriptors to close once the lock is gone.
+    pub(super) fn take_garbage(&mut self) -> Garbage {
+        std::mem::take(&mut self.garbage)
+    }
+
+    /// Path below the root by the names known now, for messages and the keys of slots.
+    pub(super) fn path(&self, id: NodeId) -> PathBuf {
+        let mut parts: Vec<&OsStr> = Vec::new();
+        let mut at = id;
+        // A cycle is impossible in the source; a moment's confusion here must still end.
+        while at != NodeId::ROOT && parts.len() < 4096 {
+            let Some((parent, name)) = self.nodes.get(&at).and_then(|n| n.names.first()) else {
+                break;
+            };
+            parts.push(name);
+            at = *parent;
+        }
+        parts.iter().rev().collect()
+    }
+
+    /// Number of nodes, for tests of the limit.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+}
+
+/// Is something last compared at `checked` still believed at `now`?
+pub(super) fn is_fresh(checked: Moment, now: Moment, ttl: Duration) -> bool {
+    now.since(checked) < ttl
+}
