@@ -324,11 +324,12 @@ fn send_readdirplus(
 
 impl Filesystem for Face {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // O_TRUNC with the open, one request less and no moment between the two. Kernel-side comparison of
-        // mtime and size (FUSE_AUTO_INVAL_DATA). Readdirplus when the caller looks at attributes. Parallel
-        // lookups in one directory. Several direct reads of one file at once.
+        // Kernel-side comparison of mtime and size (FUSE_AUTO_INVAL_DATA). Readdirplus when the caller looks
+        // at attributes. Parallel lookups in one directory. Several direct reads of one file at once.
+        //
+        // Not FUSE_ATOMIC_O_TRUNC, although it saves a request: open(O_RDONLY | O_TRUNC) of a program that is
+        // running would empty it here before the kernel finds that it must refuse (ETXTBSY).
         let wanted = [
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
