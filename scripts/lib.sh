@@ -27,8 +27,8 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# install PACKAGE...: from Debian or Ubuntu. The package lists are fetched once per run, and only if needed.
-install() {
+# install_packages PACKAGE...: from Debian or Ubuntu. The package lists are fetched once per run, and only if needed.
+install_packages() {
     command -v apt-get >/dev/null || die "please install: $* (apt-get is not here, so this script cannot)"
     if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
         die "please install as root: $*"
@@ -46,7 +46,7 @@ install() {
 need() {
     local command=$1 package=${2:-$1}
     # Tools of the administrator are not on every user's path.
-    PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || install "$package"
+    PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || install_packages "$package"
 }
 
 # Rust from rustup is preferred; Debian's own "web" packages follow the Rust releases and serve as well.
@@ -56,7 +56,7 @@ need_rust() {
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml")
     if ! command -v cargo >/dev/null; then
         command -v apt-get >/dev/null || die "Rust $wanted or newer is needed, see https://rustup.rs"
-        install cargo-web rustc-web
+        install_packages cargo-web rustc-web
     fi
     have=$(cargo --version | awk '{ print $2 }')
     if [ "$(printf '%s\n%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ]; then
@@ -65,7 +65,7 @@ need_rust() {
     # rustc calls the C compiler to link.
     command -v cc >/dev/null || case $(uname -s) in
         Darwin) die "a linker is needed: xcode-select --install" ;;
-        *) need cc gcc && install libc6-dev ;;
+        *) need cc gcc && install_packages libc6-dev ;;
     esac
 }
 
@@ -140,7 +140,11 @@ mount_view() {
             need bindfs
             setsid bindfs -f -o allow_other,suid,dev "$source" "$point" >"$log" 2>&1 </dev/null &
             ;;
-        none) VIEW=$source; return ;;
+        none)
+            # shellcheck disable=SC2034 # the scripts that source this read it
+            VIEW=$source
+            return
+            ;;
         *) die "unknown peer $peer: bindfs or none" ;;
     esac
     VIEW_PID=$!

@@ -223,8 +223,27 @@ impl Source {
         Ok(got)
     }
 
-    /// Write `data` at `pos` (at the end, for a file opened with `O_APPEND`); returns how many bytes went
-    /// in. Fewer than given means that the next byte met an error, which a repeated call would report.
+    /// Append `data`; returns how many bytes went in, as [`Source::write`].
+    pub fn append(&self, file: &impl AsFd, data: &[u8]) -> Result<usize> {
+        let put = self.call(Call::Write, "write", || {
+            let mut done = 0;
+            while done < data.len() {
+                match sys::append(file.as_fd(), &data[done..]) {
+                    Ok(0) => break,
+                    Ok(n) => done += n,
+                    Err(Errno::EINTR) => {}
+                    Err(_) if done > 0 => break,
+                    Err(errno) => return Err(errno),
+                }
+            }
+            Ok(done)
+        })?;
+        self.stats.written_bytes.add(put as u64);
+        Ok(put)
+    }
+
+    /// Write `data` at `pos`; returns how many bytes went in. Fewer than given means that the next byte met
+    /// an error, which a repeated call would report.
     pub fn write(&self, file: &impl AsFd, data: &[u8], pos: u64) -> Result<usize> {
         let put = self.call(Call::Write, "write", || {
             let mut done = 0;

@@ -145,7 +145,11 @@ impl CachedFile {
         // An append may land behind `pos`, so everything from there on is at stake.
         let at_stake = if append { Span::from(pos) } else { Span::new(pos, size) };
         let ticket = self.cache().begin_write(self.id(), at_stake);
-        let put = source.write(&fd, &data, pos)?;
+        let put = if append {
+            source.append(&fd, &data)?
+        } else {
+            source.write(&fd, &data, pos)?
+        };
         let stat = source.stat(&fd, false)?;
         let after = Version::of(&stat);
         if append {
@@ -347,7 +351,7 @@ mod tests {
     fn an_append_that_lands_elsewhere_is_not_believed_to_be_here() {
         let w = world(b"0123");
         let fd: OwnedFd = std::fs::File::options()
-            .append(true)
+            .write(true)
             .read(true)
             .open(w.dir.path().join("f"))
             .expect("open")

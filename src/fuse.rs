@@ -7,12 +7,13 @@
 use crate::cache::Trust;
 use crate::error::{Error, Result};
 use crate::overlay::{
-    Caller, DirEntry, Entry, Garbage, Invalidate, Keep, NodeId, Opened, Overlay, SetAttr,
+    Caller, DirEntry, Entry, Garbage, How, Invalidate, Keep, NodeId, Opened, Overlay, SetAttr,
 };
 use crate::patience::Patience;
 use crate::span::Span;
 use crate::sys::{SetTime, Stat, Time, XattrAnswer};
 use bytes::Bytes;
+use crossbeam_channel::Sender;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
     Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
@@ -45,6 +46,8 @@ pub struct Face {
     /// `ttl = 0`: every read must come to us, where it is compared with the source.
     strict: bool,
     direct_io: AtomicBool,
+    /// Dropped when the kernel is done with us: whoever listens then knows.
+    ending: Option<Sender<()>>,
 }
 
 impl Face {
@@ -54,6 +57,7 @@ impl Face {
         patience: Arc<Patience>,
         kernel_checks: bool,
         strict: bool,
+        ending: Sender<()>,
     ) -> Face {
         Face {
             overlay,
@@ -61,6 +65,7 @@ impl Face {
             kernel_checks,
             strict,
             direct_io: AtomicBool::new(false),
+            ending: Some(ending),
         }
     }
 
@@ -366,6 +371,10 @@ impl Filesystem for Face {
         Ok(())
     }
 
+    fn destroy(&mut self) {
+        self.ending = None;
+    }
+
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let at = node(parent);
         if let Some(known) = self.overlay.lookup_known(at, name, Trust::Ttl) {
@@ -661,15 +670,20 @@ impl Filesystem for Face {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         // The one copy: out of the request buffer, into what becomes the slot.
         let data = Bytes::copy_from_slice(data);
-        let clear_setid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let from_page_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let how = How {
+            // What the kernel writes back from mapped pages goes where the pages are.
+            append: flags.0 & libc::O_APPEND != 0 && !from_page_cache,
+            clear_setid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
         self.work(ino, move |overlay| {
-            match overlay.write(fh.0, offset, data, clear_setid) {
+            match overlay.write(fh.0, offset, data, how) {
                 Ok(written) => reply.written(written as u32),
                 Err(error) => reply.error(code(error)),
             }

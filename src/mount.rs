@@ -18,10 +18,11 @@ use crate::patience::Patience;
 use crate::stats::Stats;
 use crate::workers::{Pool, Timer};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use fuser::{MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, MountOption, Session, SessionACL};
 use nix::errno::Errno;
 use std::fmt;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -231,7 +232,9 @@ pub struct Mounted {
     overlay: Arc<Overlay>,
     patience: Arc<Patience>,
     invalidator: Arc<Invalidator>,
-    session: Option<JoinHandle<io::Result<()>>>,
+    /// Never dropped: at its end fuser 0.18 unmounts the path once more when the mount is gone already
+    /// (it takes POLLERR for "mounted"), and so would take away whatever was mounted there meanwhile.
+    session: Option<ManuallyDrop<BackgroundSession>>,
     ended: Receiver<()>,
 }
 
@@ -262,11 +265,13 @@ pub fn mount(
     let timer = Timer::start().map_err(no_threads)?;
     let strict = config.ttl.is_zero();
     let patience = Arc::new(Patience::new(pool, timer, stats, strict));
+    let (ending, ended): (Sender<()>, _) = crossbeam_channel::bounded(0);
     let face = Face::new(
         overlay.clone(),
         patience.clone(),
         config.kernel_checks,
         strict,
+        ending,
     );
     let session = Session::new(face, &config.mountpoint, &fuse_config(config)).map_err(|error| {
         Refused(format!(
@@ -279,20 +284,14 @@ pub fn mount(
     overlay.set_invalidate(invalidator.clone());
     let (notifier, sender) = (session.notifier(), invalidator.clone());
     spawn("warmfs-notify", move || sender.run(&notifier)).map_err(no_threads)?;
-    let (ending, ended): (Sender<()>, _) = crossbeam_channel::bounded(0);
-    let session = spawn("warmfs-session", move || {
-        let result = session.run();
-        drop(ending);
-        result
-    })
-    .map_err(no_threads)?;
+    let session = session.spawn().map_err(no_threads)?;
     sweep_every(&overlay, &patience, config::READ_HANDLE_IDLE);
     let mounted = Mounted {
         mountpoint: config.mountpoint.clone(),
         overlay,
         patience,
         invalidator,
-        session: Some(session),
+        session: Some(ManuallyDrop::new(session)),
         ended,
     };
     mounted.note_own_device();
@@ -412,17 +411,17 @@ impl Mounted {
     }
 
     fn end(&mut self) -> Result<(), Refused> {
-        let Some(session) = self.session.take() else {
+        if self.session.take().is_none() {
             return Ok(());
-        };
+        }
         if !self.has_ended(Duration::ZERO) {
             self.detach()?;
         }
-        let result = if self.has_ended(Duration::ZERO) || !session.is_finished() {
-            self.join(session)
-        } else {
-            Ok(())
-        };
+        if !self.has_ended(config::LINGER) {
+            // Programs keep files open on a mount that is gone from the tree. Every write of theirs that
+            // returned is in the source; the connection ends with this process.
+            tracing::warn!("programs still use the mount; they lose it now");
+        }
         self.invalidator.stop();
         if !self.patience.pool().stop(config::DRAIN) {
             tracing::warn!("requests still hang at the source; they were answered to nobody");
@@ -436,21 +435,7 @@ impl Mounted {
             stats.written_bytes.get(),
             stats.source_calls.get()
         );
-        result
-    }
-
-    fn join(&self, session: JoinHandle<io::Result<()>>) -> Result<(), Refused> {
-        if !self.has_ended(config::LINGER) {
-            // Programs keep files open on a mount that is gone from the tree. Every write of theirs that
-            // returned is in the source; the connection ends with this process.
-            tracing::warn!("programs still use the mount; they lose it now");
-            return Ok(());
-        }
-        match session.join() {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => refuse(format!("the connection to the kernel broke: {error}")),
-            Err(_) => refuse("a FUSE thread panicked; see the log".into()),
-        }
+        Ok(())
     }
 
     fn has_ended(&self, wait: Duration) -> bool {

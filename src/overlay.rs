@@ -24,7 +24,7 @@ mod inodes;
 mod names;
 
 pub use attrs::Listing;
-pub use content::{Keep, Opened, SetAttr};
+pub use content::{How, Keep, Opened, SetAttr};
 pub use dirs::DirEntry;
 pub use inodes::{Garbage, NodeId};
 
@@ -241,10 +241,11 @@ impl Overlay {
         }
     }
 
-    /// Everything is absent from a directory that was removed. If another took its place, the kernel should
-    /// find that one: `ESTALE` makes it look.
+    /// Everything is absent from a directory that was removed. If that happened behind our back another may
+    /// have taken its place, and the kernel should find that one: `ESTALE` makes it look.
     fn check_alive(&self, id: NodeId, dir: &Arc<OwnedFd>) -> Result<()> {
-        if id == NodeId::ROOT || self.source.stat(&**dir, false)?.nlink > 0 {
+        let nameless = self.inodes.lock().get(id).is_none_or(|n| n.names.is_empty());
+        if nameless || self.source.stat(&**dir, false)?.nlink > 0 {
             return Ok(());
         }
         self.inodes.lock().close_cached(id);
@@ -425,7 +426,9 @@ impl Overlay {
                     break handle;
                 }
                 let node = inodes.get(at).ok_or(STALE)?;
-                let (parent, name) = node.names.first().ok_or(STALE)?;
+                let Some((parent, name)) = node.names.first() else {
+                    break node.grave.clone().ok_or(STALE)?;
+                };
                 chain.push((at, node.file, name.clone()));
                 at = *parent;
             }

@@ -148,7 +148,7 @@ impl Patience {
                 let taken = late_race.0.lock().take();
                 if let Some((reply, Some(known))) = taken {
                     if !state.suspect.swap(true, Ordering::Relaxed) {
-                        tracing::warn!("the source does not answer; cached files stay readable");
+                        tracing::debug!("the source takes long; cached files stay readable");
                     }
                     stats.served_unchecked.add(1);
                     late_send(reply, Ok(known));
@@ -173,7 +173,7 @@ impl Patience {
             let answer = ask();
             if !matches!(&answer, Err(error) if error.is_unreachable()) {
                 state.answered(begun.elapsed());
-                tracing::info!("the source answers again");
+                tracing::debug!("the source answers again");
             }
             state.probing.store(false, Ordering::Release);
             if let Ok(answer) = answer {

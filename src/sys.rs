@@ -568,6 +568,33 @@ pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, pos: u64, size: u64) -> Result<(
     Errno::result(unsafe { libc::ftruncate(fd.as_raw_fd(), end) }).map(drop)
 }
 
+/// Write at the end of the file, wherever that is by now, in one step (`RWF_APPEND`, pwritev2(2)): as if the
+/// descriptor had been opened with `O_APPEND`, which a program may also switch on and off later.
+#[cfg(target_os = "linux")]
+pub fn append(fd: BorrowedFd<'_>, data: &[u8]) -> Result<usize> {
+    let vector = libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    };
+    // SAFETY: one iovec over a live slice that the call only reads.
+    let put = unsafe { libc::pwritev2(fd.as_raw_fd(), &vector, 1, 0, libc::RWF_APPEND) };
+    match Errno::result(put) {
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => append_at_end(fd, data),
+        other => other.map(|n| n as usize),
+    }
+}
+
+/// See the Linux version. Not one step: a stranger's append between the two calls is overwritten.
+#[cfg(target_os = "macos")]
+pub fn append(fd: BorrowedFd<'_>, data: &[u8]) -> Result<usize> {
+    append_at_end(fd, data)
+}
+
+fn append_at_end(fd: BorrowedFd<'_>, data: &[u8]) -> Result<usize> {
+    let end = stat_at(fd, OsStr::new(""), true)?.size;
+    nix::sys::uio::pwrite(fd, data, offset(end)?)
+}
+
 /// Copy bytes between two files without bringing them here; returns how many were copied.
 #[cfg(target_os = "linux")]
 pub fn copy_file_range(
@@ -708,6 +735,9 @@ mod identity {
     /// securebits(7): switching the file-system uid does not touch capabilities.
     const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 
+    /// The umask matters only to calls that create, and those name one: the daemon's own is left as it is.
+    const DAEMON_UMASK: u32 = u32::MAX;
+
     #[derive(PartialEq, Clone)]
     struct Worn {
         uid: u32,
@@ -727,8 +757,8 @@ mod identity {
         static THREAD: RefCell<Option<Thread>> = const { RefCell::new(None) };
     }
 
-    /// What a system call should be done as. Each part is switched only when the thread differs from it,
-    /// so a thread that keeps serving one user pays nothing.
+    /// What system calls should be done as, for the length of one closure. Each part is switched only when
+    /// the thread differs from it, so requests of the daemon's own user cost nothing.
     ///
     /// A daemon run by root takes the caller's file-system uid and gid (setfsuid(2)), so that new files
     /// belong to the caller from birth, while it keeps its capabilities: the permission check was the
@@ -751,7 +781,7 @@ mod identity {
             gid: u32::MAX,
             groups_of: None,
             keep_setid: true,
-            umask: 0,
+            umask: DAEMON_UMASK,
         };
 
         /// New files and directories belong to `uid`:`gid`, with `umask` applied by the source (it knows
@@ -790,7 +820,11 @@ mod identity {
                 // are created as the daemon's user, as for a daemon that is not root.
                 tracing::debug!("cannot act as uid {}: {errno}", self.uid);
             }
-            f()
+            let result = f();
+            if let Err(errno) = Identity::DAEMON.wear() {
+                tracing::warn!("cannot act as the daemon's user again: {errno}");
+            }
+            result
         }
 
         fn wear(self) -> Result<()> {
@@ -805,11 +839,13 @@ mod identity {
                             None => Vec::new(),
                         },
                         fsetid: self.keep_setid,
-                        umask: self.umask,
+                        umask: if self.umask == DAEMON_UMASK { thread.worn.umask } else { self.umask },
                     };
                     thread.change(want)
                 } else {
-                    thread.set_umask(self.umask);
+                    if self.umask != DAEMON_UMASK {
+                        thread.set_umask(self.umask);
+                    }
                     Ok(())
                 }
             })

@@ -77,6 +77,15 @@ fn serve(client: UnixStream, control: &Control) -> io::Result<()> {
     }
 }
 
+/// Sends one command to the socket at `path` and waits for the answer.
+pub(crate) fn ask(path: &Path, command: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.write_all(format!("{command}\n").as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(answer.trim_end().to_string())
+}
+
 /// Does what one line says.
 fn obey(line: &str, control: &Control) -> Result<String, String> {
     let words: Vec<&str> = line.split_whitespace().collect();

@@ -34,6 +34,10 @@ use std::time::Duration;
 
 use face::Face;
 use gate::Gate;
+#[allow(
+    unused_imports,
+    reason = "not every program that includes this file names both"
+)]
 pub(crate) use gate::{Control, Kind};
 use tree::Tree;
 

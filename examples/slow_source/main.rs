@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! slow_source SOURCE MOUNTPOINT [--delay 20ms] [--max-read 128K] [--control SOCKET] [--allow-other]
+//! slow_source --control SOCKET --ask COMMAND
 //! ```
 //!
 //! Every access to the mount point costs at least one request, and every request takes the delay. It runs until
 //! Ctrl-C or SIGTERM, or until somebody unmounts it. With `--control` it listens on a Unix socket: each line is a
 //! command and gets one line back (`ok`, `error: ...`, or JSON for `stats`; see [`control`] for the commands).
+//! `--ask` sends one command to such a socket; these do the same:
 //!
 //! ```text
 //! echo stats | nc -U SOCKET
@@ -18,7 +20,7 @@ mod control;
 mod fs;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -28,9 +30,11 @@ use clap::Parser;
 #[derive(Parser)]
 struct Arguments {
     /// The directory to show.
-    source: PathBuf,
+    #[arg(required_unless_present = "ask")]
+    source: Option<PathBuf>,
     /// An empty directory outside it.
-    mountpoint: PathBuf,
+    #[arg(required_unless_present = "ask")]
+    mountpoint: Option<PathBuf>,
     /// How long each request takes: 20ms, 1.5s, 300us.
     #[arg(long, default_value = "20ms", value_parser = control::duration)]
     delay: Duration,
@@ -40,6 +44,14 @@ struct Arguments {
     /// A Unix socket to make, which takes commands.
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+    /// Mount nothing: send this command to the socket of a running one, and print the answer.
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        requires = "control",
+        conflicts_with = "source"
+    )]
+    ask: Option<String>,
     /// Let other users in.
     #[arg(long)]
     allow_other: bool,
@@ -56,15 +68,25 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> io::Result<()> {
+    let named = |path: &Path, error| io::Error::other(format!("{}: {error}", path.display()));
+    let (source, mountpoint) = match (&arguments.ask, &arguments.control) {
+        (Some(command), Some(socket)) => {
+            let answer = control::ask(socket, command).map_err(|error| named(socket, error))?;
+            println!("{answer}");
+            return Ok(());
+        }
+        _ => (
+            arguments.source.unwrap_or_default(),
+            arguments.mountpoint.unwrap_or_default(),
+        ),
+    };
     let Arguments {
-        source,
-        mountpoint,
         delay,
         max_read,
         control,
         allow_other,
+        ..
     } = arguments;
-    let named = |path: &PathBuf, error| io::Error::other(format!("{}: {error}", path.display()));
     for path in [&source, &mountpoint] {
         path.metadata().map_err(|error| named(path, error))?;
     }

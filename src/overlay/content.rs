@@ -35,6 +35,15 @@ pub struct Opened {
     pub keep: Keep,
 }
 
+/// How a program writes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct How {
+    /// At the end of the file (`O_APPEND`).
+    pub append: bool,
+    /// The write takes set-user-id and set-group-id bits away: the writer is not privileged.
+    pub clear_setid: bool,
+}
+
 /// Attributes to set; what is `None` stays.
 #[derive(Clone, Copy, Default, Debug)]
 #[allow(missing_docs, reason = "the names are those of stat(2)")]
@@ -48,10 +57,10 @@ pub struct SetAttr {
 }
 
 /// Open flags that mean something to the source. O_DIRECT does not: it would force the alignment of one file
-/// system on programs that opened another, and the source's own page cache is coherent. O_APPEND does: the
-/// source appends atomically against writers that we do not see.
-fn source_flags(flags: i32) -> OFlag {
-    let kept = libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC;
+/// system on programs that opened another, and the source's own page cache is coherent. Nor does O_APPEND,
+/// which each write brings along.
+pub(super) fn source_flags(flags: i32) -> OFlag {
+    let kept = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC;
     OFlag::from_bits_retain(flags & kept)
 }
 
@@ -91,7 +100,7 @@ impl Overlay {
         let file = CachedFile::new(record, backing);
         Some(Opened {
             keep: self.keep(id, version),
-            handle: self.insert(id, file, flags),
+            handle: self.insert(id, file),
         })
     }
 
@@ -106,21 +115,20 @@ impl Overlay {
         if flags & libc::O_TRUNC != 0 {
             self.cut(caller, id, &file, 0)?;
             return Ok(Opened {
-                handle: self.insert(id, file, flags),
+                handle: self.insert(id, file),
                 keep: Keep::No,
             });
         }
         Ok(Opened {
             keep: self.keep(id, Version::of(&stat)),
-            handle: self.insert(id, file, flags),
+            handle: self.insert(id, file),
         })
     }
 
-    pub(super) fn insert(&self, id: NodeId, file: CachedFile, flags: i32) -> u64 {
+    pub(super) fn insert(&self, id: NodeId, file: CachedFile) -> u64 {
         self.files.insert(OpenFile {
             node: id,
             file,
-            append: flags & libc::O_APPEND != 0,
         })
     }
 
@@ -232,13 +240,12 @@ impl Overlay {
         Ok(bytes)
     }
 
-    /// Write all of `data`; returns how many bytes went in. `clear_setid`: the caller's write takes
-    /// set-user-id and set-group-id bits away (the kernel says so).
-    pub fn write(&self, handle: u64, pos: u64, data: Bytes, clear_setid: bool) -> Result<usize> {
+    /// Write all of `data`; returns how many bytes went in.
+    pub fn write(&self, handle: u64, pos: u64, data: Bytes, how: How) -> Result<usize> {
         let open = self.files.get(handle)?;
-        let identity = Identity::changing(!clear_setid);
+        let identity = Identity::changing(!how.clear_setid);
         self.changing_content(open.node, || {
-            identity.run(|| open.file.write_at(pos, data, open.append))
+            identity.run(|| open.file.write_at(pos, data, how.append))
         })
     }
 
@@ -284,7 +291,9 @@ impl Overlay {
         if let Some(size) = set.size {
             self.truncate(caller, id, handle, size)?;
         }
-        let owner = set.uid.is_some() || set.gid.is_some();
+        let nothing = set.size.is_none() && set.mode.is_none() && set.atime.is_none() && set.mtime.is_none();
+        // chown(-1, -1) arrives as a change of nothing; it moves ctime.
+        let owner = set.uid.is_some() || set.gid.is_some() || nothing;
         let times = set.atime.is_some() || set.mtime.is_some();
         if owner || times || set.mode.is_some() {
             let named = self.named(id)?;
@@ -592,7 +601,7 @@ impl Overlay {
                 }
                 Ok(Opened {
                     keep: self.keep(entry.node, Version::of(&stat)),
-                    handle: self.insert(entry.node, file, flags),
+                    handle: self.insert(entry.node, file),
                 })
             });
         match opened {

@@ -17,8 +17,6 @@ pub struct OpenFile {
     pub node: NodeId,
     /// The data path.
     pub file: CachedFile,
-    /// Opened with `O_APPEND`.
-    pub append: bool,
 }
 
 impl std::fmt::Debug for CachedFile {

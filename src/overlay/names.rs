@@ -3,9 +3,10 @@
 //! Each change of a directory is bracketed by `begin_change` and `end_change` of that directory, so that no
 //! lookup or listing that was under way meanwhile is remembered.
 
+use super::content::source_flags;
 use super::{Caller, Entry, NodeId, Opened, Overlay, STALE};
 use crate::error::{Error, Result};
-use crate::sys::{Identity, RENAME_EXCHANGE};
+use crate::sys::{Identity, RENAME_EXCHANGE, RENAME_NOREPLACE};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use std::ffi::OsStr;
@@ -56,8 +57,8 @@ impl Overlay {
     ) -> Result<(Entry, Opened)> {
         let dir = self.dir(parent)?;
         // Truncation is a change of content, which must go through the cache: it comes after the opening.
-        let kept = libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC | libc::O_EXCL;
-        let source_flags = OFlag::from_bits_retain(flags & kept) | OFlag::O_NONBLOCK;
+        let exclusive = OFlag::from_bits_retain(flags & libc::O_EXCL);
+        let source_flags = source_flags(flags) | exclusive | OFlag::O_NONBLOCK;
         let fd = self.changing_dir(parent, || {
             self.creator(caller, mode, umask)
                 .run(|| self.source.create(&*dir, name, source_flags, mode & 0o7777))
@@ -157,7 +158,12 @@ impl Overlay {
     ) -> Result<()> {
         let dir = self.dir(parent)?;
         let victim = self.known_child(parent, name);
+        let mut grave = None;
         if let Some(victim) = victim {
+            // A directory that some process is in stays usable to it, empty.
+            if self.is_dir(victim) {
+                grave = self.dir(victim).ok();
+            }
             let garbage = {
                 let mut inodes = self.inodes.lock();
                 inodes.close_cached(victim);
@@ -172,6 +178,11 @@ impl Overlay {
             inodes.set_child(parent, name, None, now);
             if let Some(victim) = victim {
                 inodes.mark_dead_if_nameless(victim);
+                if inodes.is_referenced(victim)
+                    && let Some(node) = inodes.get_mut(victim)
+                {
+                    node.grave = grave;
+                }
             }
             Ok(())
         };
@@ -227,7 +238,15 @@ impl Overlay {
                 .rename((&*from_dir, from.1), (&*to_dir, to.1), flags)?;
             let now = self.now();
             let mut inodes = self.inodes.lock();
-            inodes.set_child(from.0, from.1, if exchange { other } else { None }, now);
+            if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) == 0 {
+                inodes.set_child(from.0, from.1, if exchange { other } else { None }, now);
+            } else {
+                // RENAME_WHITEOUT leaves a device node at the old name.
+                inodes.set_child(from.0, from.1, None, now);
+                if let Some(dir) = inodes.get_mut(from.0) {
+                    dir.children.remove(from.1);
+                }
+            }
             // When the table does not know the file, nothing is known of the name either.
             match moved {
                 Some(_) => inodes.set_child(to.0, to.1, moved, now),
