@@ -1,8 +1,8 @@
 //! The kernel's face: each FUSE request becomes an [`Overlay`] call, its result a reply. No meaning here.
 //!
 //! Every callback follows one pattern. What memory knows is answered on the FUSE thread that received the
-//! request. All else goes to an I/O worker, through [`Patience`] when memory has an older answer to fall back
-//! on. No callback blocks, so a source that hangs never takes the FUSE threads with it.
+//! request. All else goes through [`Patience`], which knows where and for how long the source may be asked, so
+//! that a source that hangs never takes all FUSE threads with it.
 
 use crate::cache::Trust;
 use crate::error::{Error, Result};
@@ -69,8 +69,14 @@ impl Face {
         }
     }
 
-    /// Run `f` on an I/O worker; jobs of one `key` never take all workers.
+    /// Run `f` where it may wait for the source; jobs of one `key` never take all workers.
     fn work(&self, key: INodeNo, f: impl FnOnce(&Arc<Overlay>) + Send + 'static) {
+        let overlay = self.overlay.clone();
+        self.patience.work(key.0, move || f(&overlay));
+    }
+
+    /// The same for what is known to take long (syncing, copying, reserving): always on an I/O worker.
+    fn work_long(&self, key: INodeNo, f: impl FnOnce(&Arc<Overlay>) + Send + 'static) {
         let overlay = self.overlay.clone();
         self.patience.pool().submit(key.0, move || f(&overlay));
     }
@@ -726,7 +732,7 @@ impl Filesystem for Face {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.work(ino, move |overlay| {
+        self.work_long(ino, move |overlay| {
             send_empty(reply, overlay.sync(fh.0, datasync));
         });
     }
@@ -824,7 +830,7 @@ impl Filesystem for Face {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.work(ino, move |overlay| {
+        self.work_long(ino, move |overlay| {
             send_empty(reply, overlay.sync_dir(node(ino)));
         });
     }
@@ -950,7 +956,7 @@ impl Filesystem for Face {
         reply: ReplyEmpty,
     ) {
         let who = caller(req);
-        self.work(ino, move |overlay| {
+        self.work_long(ino, move |overlay| {
             send_empty(reply, overlay.allocate(who, fh.0, mode, offset, length));
         });
     }
@@ -986,7 +992,7 @@ impl Filesystem for Face {
         reply: ReplyWrite,
     ) {
         let who = caller(req);
-        self.work(ino_out, move |overlay| {
+        self.work_long(ino_out, move |overlay| {
             match overlay.copy(who, (fh_in.0, offset_in), (fh_out.0, offset_out), len) {
                 Ok(copied) => reply.written(copied as u32),
                 Err(error) => reply.error(code(error)),

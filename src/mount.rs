@@ -264,7 +264,13 @@ pub fn mount(
     let pool = Pool::new(config.io_threads);
     let timer = Timer::start().map_err(no_threads)?;
     let strict = config.ttl.is_zero();
-    let patience = Arc::new(Patience::new(pool, timer, stats, strict));
+    let patience = Arc::new(Patience::new(
+        pool,
+        timer,
+        stats,
+        strict,
+        config::FUSE_THREADS.saturating_sub(2),
+    ));
     let (ending, ended): (Sender<()>, _) = crossbeam_channel::bounded(0);
     let face = Face::new(
         overlay.clone(),

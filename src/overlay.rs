@@ -244,8 +244,18 @@ impl Overlay {
     /// Everything is absent from a directory that was removed. If that happened behind our back another may
     /// have taken its place, and the kernel should find that one: `ESTALE` makes it look.
     fn check_alive(&self, id: NodeId, dir: &Arc<OwnedFd>) -> Result<()> {
-        let nameless = self.inodes.lock().get(id).is_none_or(|n| n.names.is_empty());
-        if nameless || self.source.stat(&**dir, false)?.nlink > 0 {
+        // Removed by ourselves, or seen alive lately: nothing to find out.
+        let now = self.now();
+        let settled = self.inodes.lock().get(id).is_none_or(|node| {
+            node.names.is_empty()
+                || node
+                    .proven
+                    .is_some_and(|proven| is_fresh(proven, now, self.ttl()))
+        });
+        if settled || self.source.stat(&**dir, false)?.nlink > 0 {
+            if let Some(node) = self.inodes.lock().get_mut(id) {
+                node.proven = Some(now);
+            }
             return Ok(());
         }
         self.inodes.lock().close_cached(id);

@@ -10,7 +10,13 @@
 //! Errors that only say "unreachable" (see [`crate::error::Error::is_unreachable`]) are no answer either:
 //! memory's is given in their place.
 //!
-//! With `ttl = 0` none of this applies: who wants the source's word at every access gets it, or its error,
+//! **Where it is asked.** Handing a request to another thread costs two context switches, more than a healthy
+//! local source takes to answer. So while the source usually answers faster than [`HERE_MAX`], the FUSE
+//! thread that has the request asks it itself; but at most so many at once that two FUSE threads are always
+//! left for what memory can answer. When the source slows down, or hangs and takes those few with it,
+//! everything goes to the I/O workers.
+//!
+//! With `ttl = 0` nothing is answered from memory unasked: who wants the source's word at every access gets it, or its error,
 //! or waits.
 
 use crate::error::Result;
@@ -18,7 +24,7 @@ use crate::stats::Stats;
 use crate::workers::{Pool, Timer};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Least patience. Below 10 ms a person notices nothing; above a local file system's worst hiccup under
@@ -27,18 +33,27 @@ pub const PATIENCE_MIN: Duration = Duration::from_millis(6);
 /// Most patience, however slow the source usually is.
 pub const PATIENCE_MAX: Duration = Duration::from_secs(2);
 
-/// Asks the source on I/O workers, with the patience described above.
+/// A source that usually answers faster than this is asked on the FUSE thread: the order of what the hand-over
+/// would cost (17 to 54 us were measured for waking a thread on an idle processor).
+pub const HERE_MAX: Duration = Duration::from_micros(100);
+
+/// Asks the source, with the patience described above.
 pub struct Patience {
     pool: Pool,
     timer: Timer,
     stats: Arc<Stats>,
     strict: bool,
+    /// Requests that may be at the source on their own FUSE thread at once.
+    here_max: usize,
     state: Arc<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Smoothed time of an answer in nanoseconds (weight 1/8 for the newest, as TCP's SRTT, RFC 6298).
+    /// Requests at the source on FUSE threads now.
+    here: AtomicUsize,
+    /// Running median of the time of an answer, in nanoseconds: each answer moves it by a sixteenth. (A mean
+    /// would follow the one answer in a thousand during which the thread was not scheduled.)
     usual: AtomicU64,
     suspect: AtomicBool,
     probing: AtomicBool,
@@ -46,15 +61,30 @@ struct State {
 
 impl State {
     fn answered(&self, took: Duration) {
+        self.took(took);
+        self.suspect.store(false, Ordering::Relaxed);
+    }
+
+    fn took(&self, took: Duration) {
         let took = took.as_nanos() as u64;
         let usual = self.usual.load(Ordering::Relaxed);
-        let next = if usual == 0 {
-            took
-        } else {
-            usual - usual / 8 + took / 8
+        let next = match usual {
+            0 => took,
+            _ if took > usual => usual + usual / 16 + 1,
+            _ => usual - usual / 16,
         };
         self.usual.store(next, Ordering::Relaxed);
-        self.suspect.store(false, Ordering::Relaxed);
+    }
+
+    /// May the current thread go to the source itself?
+    fn stay_here(self: &Arc<Self>, here_max: usize) -> Option<Here> {
+        let usual = self.usual.load(Ordering::Relaxed);
+        let quick = usual != 0 && u128::from(usual) < HERE_MAX.as_nanos();
+        if !quick || self.suspect.load(Ordering::Relaxed) {
+            return None;
+        }
+        let here = Here(self.clone());
+        (self.here.fetch_add(1, Ordering::AcqRel) < here_max).then_some(here)
     }
 
     fn patience(&self) -> Duration {
@@ -63,17 +93,34 @@ impl State {
     }
 }
 
+/// A place among the FUSE threads that may be at the source.
+struct Here(Arc<State>);
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        self.0.here.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// A reply that is sent once, by whoever comes first, and the answer from memory.
 struct Race<R, T>(Mutex<Option<(R, Option<T>)>>);
 
 impl Patience {
-    /// Ask on `pool`. `strict`: always wait for the source.
-    pub fn new(pool: Pool, timer: Timer, stats: Arc<Stats>, strict: bool) -> Patience {
+    /// Ask on `pool`, or on the caller's thread while no more than `here_max` do. `strict`: always wait for the
+    /// source.
+    pub fn new(
+        pool: Pool,
+        timer: Timer,
+        stats: Arc<Stats>,
+        strict: bool,
+        here_max: usize,
+    ) -> Patience {
         Patience {
             pool,
             timer,
             stats,
             strict,
+            here_max,
             state: Arc::default(),
         }
     }
@@ -86,6 +133,24 @@ impl Patience {
     /// The timer below.
     pub fn timer(&self) -> &Timer {
         &self.timer
+    }
+
+    /// Run a request that must reach the source in any case.
+    pub fn work(&self, key: u64, job: impl FnOnce() + Send + 'static) {
+        let state = self.state.clone();
+        self.place(key, move || {
+            let begun = Instant::now();
+            job();
+            state.took(begun.elapsed());
+        });
+    }
+
+    /// Run `job` here or on a worker, as the source's speed suggests.
+    fn place(&self, key: u64, job: impl FnOnce() + Send + 'static) {
+        match self.state.stay_here(self.here_max) {
+            Some(_here) => job(),
+            None => self.pool.submit(key, job),
+        }
     }
 
     /// Answer `reply` through `send`: with what `ask` finds at the source, or with `known` from memory when
@@ -103,7 +168,7 @@ impl Patience {
         T: Send + 'static,
     {
         if self.strict {
-            self.pool.submit(key, move || send(reply, ask()));
+            self.work(key, move || send(reply, ask()));
             return;
         }
         let known = known();
@@ -124,7 +189,20 @@ impl Patience {
         let is_known = known.is_some();
         let race = Arc::new(Race(Mutex::new(Some((reply, known)))));
         let (late_race, late_send) = (race.clone(), send.clone());
-        self.pool.submit(key, move || {
+        if is_known {
+            let (state, stats) = (self.state.clone(), self.stats.clone());
+            self.timer.after(self.state.patience(), move || {
+                let taken = late_race.0.lock().take();
+                if let Some((reply, Some(known))) = taken {
+                    if !state.suspect.swap(true, Ordering::Relaxed) {
+                        tracing::debug!("the source takes long; cached files stay readable");
+                    }
+                    stats.served_unchecked.add(1);
+                    late_send(reply, Ok(known));
+                }
+            });
+        }
+        self.place(key, move || {
             let begun = Instant::now();
             let answer = ask();
             let reached = !matches!(&answer, Err(error) if error.is_unreachable());
@@ -142,19 +220,6 @@ impl Patience {
                 (None, Err(_)) => {}
             }
         });
-        if is_known {
-            let (state, stats) = (self.state.clone(), self.stats.clone());
-            self.timer.after(self.state.patience(), move || {
-                let taken = late_race.0.lock().take();
-                if let Some((reply, Some(known))) = taken {
-                    if !state.suspect.swap(true, Ordering::Relaxed) {
-                        tracing::debug!("the source takes long; cached files stay readable");
-                    }
-                    stats.served_unchecked.add(1);
-                    late_send(reply, Ok(known));
-                }
-            });
-        }
     }
 
     /// While the source is suspect, one question at a time finds out when it answers again.
@@ -200,7 +265,7 @@ mod tests {
         let (reply, answers) = bounded(16);
         let timer = Timer::start().expect("threads can be started");
         Bench {
-            patience: Patience::new(Pool::new(8), timer, Arc::default(), strict),
+            patience: Patience::new(Pool::new(8), timer, Arc::default(), strict, 0),
             answers,
             reply,
         }

@@ -197,6 +197,9 @@ impl Ord for Due {
     }
 }
 
+/// How late a job of the timer may be.
+const TIMER_GRAIN: Duration = Duration::from_millis(1);
+
 struct Clockwork {
     heap: Mutex<(BinaryHeap<Due>, bool)>,
     earlier: Condvar,
@@ -249,7 +252,8 @@ impl Clockwork {
             match heap.0.peek().map(|due| due.at) {
                 None => self.earlier.wait(&mut heap),
                 Some(at) if at > Instant::now() => {
-                    self.earlier.wait_until(&mut heap, at);
+                    // Jobs come in swarms that are due microseconds apart: one waking serves many.
+                    self.earlier.wait_until(&mut heap, at + TIMER_GRAIN);
                 }
                 Some(_) => {
                     let due = heap.0.pop();

@@ -142,3 +142,6 @@ impl Drop for Write {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

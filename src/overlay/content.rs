@@ -137,7 +137,17 @@ impl Overlay {
     }
 
     /// The data path of an open descriptor, its record compared with the source.
-    pub(super) fn cached_file(&self, id: NodeId, fd: Arc<OwnedFd>) -> Result<(CachedFile, Stat)> {
+    fn cached_file(&self, id: NodeId, fd: Arc<OwnedFd>) -> Result<(CachedFile, Stat)> {
+        self.compared_file(id, fd, None)
+    }
+
+    /// The same; `stat`: what the source said of a file that was made just now.
+    fn compared_file(
+        &self,
+        id: NodeId,
+        fd: Arc<OwnedFd>,
+        stat: Option<Stat>,
+    ) -> Result<(CachedFile, Stat)> {
         let (file, asked, now) = {
             let mut inodes = self.inodes.lock();
             let asked = inodes.epoch();
@@ -149,11 +159,16 @@ impl Overlay {
         };
         let record = self.record(id, file);
         let check = self.cache.begin_check(file);
-        let stat = self.source.stat(&*fd, Self::FRESH)?;
+        let stat = match stat {
+            Some(stat) => stat,
+            None => {
+                let stat = self.source.stat(&*fd, Self::FRESH)?;
+                let attr = Attr { stat, checked: now };
+                self.inodes.lock().store_attr(id, attr, asked);
+                stat
+            }
+        };
         self.cache.finish_check(check, Version::of(&stat));
-        self.inodes
-            .lock()
-            .store_attr(id, Attr { stat, checked: now }, asked);
         let backing = BackingFile::opened(self.source.clone(), fd);
         Ok((CachedFile::new(record, backing), stat))
     }
@@ -466,7 +481,7 @@ impl Overlay {
     /// Value of an extended attribute.
     pub fn getxattr(&self, id: NodeId, name: &OsStr, size: u32) -> Result<XattrAnswer> {
         let named = self.named(id)?;
-        let stat = self.source.stat(&*named, false)?;
+        let version = self.version_now(id, &named)?;
         let answer = self.whole_xattr(|size| self.source.getxattr(&*named, name, size));
         let known = match &answer {
             Ok(value) if value.len() <= Xattrs::VALUE_MAX => Some(Ok(value.clone())),
@@ -476,7 +491,7 @@ impl Overlay {
             _ => None,
         };
         if let Some(known) = known {
-            self.keep_xattr(id, &stat, |xattrs| {
+            self.keep_xattr(id, version, |xattrs| {
                 if xattrs.values.len() < Xattrs::NAMES_MAX {
                     xattrs.values.insert(name.to_owned(), known);
                 }
@@ -488,10 +503,10 @@ impl Overlay {
     /// Names of the extended attributes.
     pub fn listxattr(&self, id: NodeId, size: u32) -> Result<XattrAnswer> {
         let named = self.named(id)?;
-        let stat = self.source.stat(&*named, false)?;
+        let version = self.version_now(id, &named)?;
         let list = self.whole_xattr(|size| self.source.listxattr(&*named, size))?;
         if list.len() <= Xattrs::VALUE_MAX {
-            self.keep_xattr(id, &stat, |xattrs| xattrs.list = Some(list.clone()));
+            self.keep_xattr(id, version, |xattrs| xattrs.list = Some(list.clone()));
         }
         fit(&list, size)
     }
@@ -508,8 +523,17 @@ impl Overlay {
         }
     }
 
-    fn keep_xattr(&self, id: NodeId, stat: &Stat, keep: impl FnOnce(&mut Xattrs)) {
-        let version = Version::of(stat);
+    /// The version before a question that takes no part in the coherence rule.
+    fn version_now(&self, id: NodeId, named: &Arc<OwnedFd>) -> Result<Version> {
+        if let Some((stat, _)) = self.getattr_known(id, Trust::Ttl)
+            && let Some(version) = self.version_in(id, &stat)
+        {
+            return Ok(version);
+        }
+        Ok(Version::of(&self.source.stat(&**named, false)?))
+    }
+
+    fn keep_xattr(&self, id: NodeId, version: Version, keep: impl FnOnce(&mut Xattrs)) {
         if version.is_racy(self.cache.clock().wall()) {
             return;
         }
@@ -594,7 +618,7 @@ impl Overlay {
         }
         let entry = self.learn(parent, name, stat, now, asked);
         let opened = self
-            .cached_file(entry.node, Arc::new(fd))
+            .compared_file(entry.node, Arc::new(fd), Some(stat))
             .and_then(|(file, stat)| {
                 if flags & libc::O_TRUNC != 0 && stat.size > 0 {
                     self.cut(caller, entry.node, &file, 0)?;

@@ -96,6 +96,8 @@ pub(super) struct Node {
     pub(super) open: Weak<OwnedFd>,
     /// Kept for a file that a rename replaced while the kernel still refers to it.
     pub(super) grave: Option<Arc<OwnedFd>>,
+    /// A directory: when it was last known to exist.
+    pub(super) proven: Option<Moment>,
     /// The last name is gone, so the source may give the number to another file.
     dead: bool,
 }
@@ -169,6 +171,7 @@ impl Inodes {
             xattrs: None,
             open: Weak::new(),
             grave: None,
+            proven: None,
             dead: false,
         }
     }
@@ -252,6 +255,9 @@ impl Inodes {
         let Some(dir) = self.nodes.get_mut(&parent) else {
             return;
         };
+        if child.is_some() {
+            dir.proven = Some(checked);
+        }
         let before = dir.children.insert(
             name.to_owned(),
             Child {
