@@ -29,6 +29,9 @@ import threading
 import time
 
 INHERENT = {
+    "birth_time": "the fuser crate knows no FUSE_STATX",
+    "temporary_file_without_name": "the fuser crate knows no FUSE_TMPFILE; programs fall back to a named temporary file",
+    "flags_of_files": "the ioctls of lsattr and chattr, which no FUSE file system tried answers either",
     "fallocate_shift": "the kernel's FUSE knows no collapse and no insert",
     "map_beyond_end": "a store through a map beyond the end becomes visible when the file grows, on every FUSE page cache",
 }

@@ -347,7 +347,7 @@ impl Source {
             {
                 // macOS 12 has no mknodat in the versions that we support; FIFOs are what programs make.
                 let _ = device;
-                if mode & libc::S_IFMT as u32 != libc::S_IFIFO as u32 {
+                if mode & crate::sys::S_IFMT != crate::sys::S_IFIFO {
                     return Err(Errno::EPERM);
                 }
                 crate::sys::mkfifo_at(dir.as_fd(), name, mode)
@@ -372,13 +372,7 @@ impl Source {
     /// linkat(2): `new` becomes another name of `old`; a symbolic link is linked itself.
     pub fn link(&self, old: (&impl AsFd, &OsStr), new: (&impl AsFd, &OsStr)) -> Result<()> {
         self.call(Call::Link, "link", || {
-            nix::unistd::linkat(
-                old.0,
-                old.1,
-                new.0,
-                new.1,
-                nix::fcntl::AtFlags::empty(),
-            )
+            nix::unistd::linkat(old.0, old.1, new.0, new.1, nix::fcntl::AtFlags::empty())
         })
     }
 
@@ -457,9 +451,7 @@ impl Source {
 
     /// statvfs(3) of the file system below `file`.
     pub fn statfs(&self, file: &impl AsFd) -> Result<nix::sys::statvfs::Statvfs> {
-        self.call(Call::Statfs, "statfs", || {
-            nix::sys::statvfs::fstatvfs(file)
-        })
+        self.call(Call::Statfs, "statfs", || nix::sys::statvfs::fstatvfs(file))
     }
 
     /// fallocate(2) with raw mode bits.
@@ -483,24 +475,21 @@ impl Source {
 
     /// lseek(2) with SEEK_DATA or SEEK_HOLE.
     pub fn seek(&self, file: &impl AsFd, pos: i64, whence: i32) -> Result<i64> {
-        self.call(Call::Seek, "lseek", || {
-            sys::seek(file.as_fd(), pos, whence)
-        })
+        self.call(Call::Seek, "lseek", || sys::seek(file.as_fd(), pos, whence))
     }
 }
 
 fn kind_bits(kind: nix::dir::Type) -> u32 {
     use nix::dir::Type;
-    let bits = match kind {
-        Type::Fifo => libc::S_IFIFO,
-        Type::CharacterDevice => libc::S_IFCHR,
-        Type::Directory => libc::S_IFDIR,
-        Type::BlockDevice => libc::S_IFBLK,
-        Type::File => libc::S_IFREG,
-        Type::Symlink => libc::S_IFLNK,
-        Type::Socket => libc::S_IFSOCK,
-    };
-    bits as u32
+    match kind {
+        Type::Fifo => sys::S_IFIFO,
+        Type::CharacterDevice => sys::S_IFCHR,
+        Type::Directory => sys::S_IFDIR,
+        Type::BlockDevice => sys::S_IFBLK,
+        Type::File => sys::S_IFREG,
+        Type::Symlink => sys::S_IFLNK,
+        Type::Socket => sys::S_IFSOCK,
+    }
 }
 
 type Opener = Box<dyn Fn() -> Result<Arc<OwnedFd>> + Send + Sync>;

@@ -35,10 +35,11 @@ const IDLE_NODES: usize = 65_536;
 /// than an eighth of its descriptors for each kind cannot run out of them by itself.
 const DIR_HANDLES_MAX: usize = 1024;
 
-/// Descriptors for reading kept after the last close, and for how long: a program that reads a tree opens
-/// most files again within seconds; longer would keep the space of files that are removed elsewhere.
+/// Descriptors for reading kept after the last close.
 const READ_HANDLES_MAX: usize = 512;
-/// See [`READ_HANDLES_MAX`].
+
+/// How long they are kept: a program that reads a tree opens most files again within seconds; longer would
+/// keep the space of files that are removed elsewhere.
 pub const READ_HANDLE_IDLE: Duration = Duration::from_secs(5);
 
 /// When told to end while files are open, wait this long for programs to close them after the mount has
@@ -234,7 +235,9 @@ mod tests {
         assert_eq!("x-systemd.automount".parse(), Ok(MountOpt::Ignored));
         assert_eq!("memory=1M".parse(), Ok(MountOpt::Memory(1 << 20)));
         let error = "bogus".parse::<MountOpt>().expect_err("unknown");
-        assert!(error.contains("'bogus'") && error.contains("noatime") || error.contains("[no]atime"));
+        assert!(
+            error.contains("'bogus'") && error.contains("noatime") || error.contains("[no]atime")
+        );
     }
 
     #[test]

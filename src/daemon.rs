@@ -42,7 +42,8 @@ pub fn run(args: &MountArgs) -> Result<ExitCode, Refused> {
     if args.daemon {
         // Nobody listens any more when the caller was interrupted; the mount is there all the same.
         let _ = writeln!(std::io::stdout(), "{READY}");
-        crate::sys::detach_stdio().map_err(|errno| refused("cannot part from the terminal", &errno))?;
+        crate::sys::detach_stdio()
+            .map_err(|errno| refused("cannot part from the terminal", &errno))?;
     }
     mounted.run(&stop)?;
     Ok(ExitCode::SUCCESS)
@@ -53,7 +54,10 @@ fn refused(what: &str, error: &dyn std::fmt::Display) -> Refused {
 }
 
 /// Start this program again as the daemon, wait for its word.
-fn start_daemon(args: &MountArgs, config: &crate::config::MountConfig) -> Result<ExitCode, Refused> {
+fn start_daemon(
+    args: &MountArgs,
+    config: &crate::config::MountConfig,
+) -> Result<ExitCode, Refused> {
     let no_start = |error: std::io::Error| refused("cannot start the daemon", &error);
     let own = std::env::current_exe().map_err(no_start)?;
     // The same words again, but with paths that hold from anywhere.

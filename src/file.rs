@@ -116,10 +116,7 @@ impl CachedFile {
     fn read_source(&self, span: Span) -> Result<Bytes> {
         let fd = self.backing.fd()?;
         let mut buffer = BytesMut::zeroed(span.size as usize);
-        let got = self
-            .backing
-            .source()
-            .read(&fd, &mut buffer, span.pos)?;
+        let got = self.backing.source().read(&fd, &mut buffer, span.pos)?;
         if got == buffer.len() {
             return Ok(buffer.freeze());
         }
@@ -143,7 +140,11 @@ impl CachedFile {
         self.compare_before_write()?;
         let size = data.len() as u64;
         // An append may land behind `pos`, so everything from there on is at stake.
-        let at_stake = if append { Span::from(pos) } else { Span::new(pos, size) };
+        let at_stake = if append {
+            Span::from(pos)
+        } else {
+            Span::new(pos, size)
+        };
         let ticket = self.cache().begin_write(self.id(), at_stake);
         let put = if append {
             source.append(&fd, &data)?
@@ -273,9 +274,15 @@ mod tests {
     #[test]
     fn a_second_read_asks_the_source_for_nothing() {
         let w = world(b"hello world");
-        assert_eq!(&w.file.read_at(Span::new(0, 100)).expect("read")[..], b"hello world");
+        assert_eq!(
+            &w.file.read_at(Span::new(0, 100)).expect("read")[..],
+            b"hello world"
+        );
         let calls = w.cache.stats().source_calls.get();
-        assert_eq!(&w.file.read_at(Span::new(6, 5)).expect("read")[..], b"world");
+        assert_eq!(
+            &w.file.read_at(Span::new(6, 5)).expect("read")[..],
+            b"world"
+        );
         assert_eq!(w.cache.stats().source_calls.get(), calls);
         assert_eq!(w.cache.stats().hits.get(), 1);
     }
@@ -284,11 +291,19 @@ mod tests {
     fn a_write_patches_the_slot_it_overlaps_and_keeps_it_warm() {
         let w = world(b"0123456789");
         w.file.read_at(Span::new(0, 10)).expect("read");
-        w.file.write_at(3, Bytes::from_static(b"XYZ"), false).expect("write");
+        w.file
+            .write_at(3, Bytes::from_static(b"XYZ"), false)
+            .expect("write");
         let fetched = w.cache.stats().fetched_bytes.get();
-        assert_eq!(&w.file.read_at(Span::new(0, 10)).expect("read")[..], b"012XYZ6789");
+        assert_eq!(
+            &w.file.read_at(Span::new(0, 10)).expect("read")[..],
+            b"012XYZ6789"
+        );
         assert_eq!(w.cache.stats().fetched_bytes.get(), fetched);
-        assert_eq!(std::fs::read(w.dir.path().join("f")).expect("read"), b"012XYZ6789");
+        assert_eq!(
+            std::fs::read(w.dir.path().join("f")).expect("read"),
+            b"012XYZ6789"
+        );
         assert_eq!(w.cache.keys(w.file.id()).len(), 1);
         w.cache.assert_invariants();
     }
@@ -301,8 +316,13 @@ mod tests {
         w.file.read_at(Span::new(0, 10)).expect("read");
         let path = w.dir.path().join("f");
         std::fs::write(&path, b"abcdefghij").expect("write");
-        w.file.write_at(9, Bytes::from_static(b"!"), false).expect("write");
-        assert_eq!(&w.file.read_at(Span::new(0, 10)).expect("read")[..], b"abcdefghi!");
+        w.file
+            .write_at(9, Bytes::from_static(b"!"), false)
+            .expect("write");
+        assert_eq!(
+            &w.file.read_at(Span::new(0, 10)).expect("read")[..],
+            b"abcdefghi!"
+        );
     }
 
     #[test]
@@ -311,7 +331,10 @@ mod tests {
         w.file.read_at(Span::new(0, 4)).expect("read");
         *w.failing.0.lock().expect("not poisoned") = Some((Call::Read, Errno::EIO));
         assert_eq!(
-            w.file.read_at(Span::new(0, 8)).expect_err("must fail").errno(),
+            w.file
+                .read_at(Span::new(0, 8))
+                .expect_err("must fail")
+                .errno(),
             Errno::EIO
         );
         assert_eq!(&w.file.read_at(Span::new(0, 4)).expect("read")[..], b"0123");
@@ -322,7 +345,10 @@ mod tests {
             .expect_err("must fail");
         assert_eq!(error.errno(), Errno::ENOSPC);
         *w.failing.0.lock().expect("not poisoned") = None;
-        assert_eq!(&w.file.read_at(Span::new(0, 10)).expect("read")[..], b"0123456789");
+        assert_eq!(
+            &w.file.read_at(Span::new(0, 10)).expect("read")[..],
+            b"0123456789"
+        );
     }
 
     #[test]
@@ -341,9 +367,15 @@ mod tests {
         let w = world(b"0123456789");
         w.file.read_at(Span::new(0, 10)).expect("read");
         w.file.truncate(4).expect("truncate");
-        assert_eq!(&w.file.read_at(Span::new(0, 10)).expect("read")[..], b"0123");
+        assert_eq!(
+            &w.file.read_at(Span::new(0, 10)).expect("read")[..],
+            b"0123"
+        );
         w.file.truncate(6).expect("truncate");
-        assert_eq!(&w.file.read_at(Span::new(0, 10)).expect("read")[..], b"0123\0\0");
+        assert_eq!(
+            &w.file.read_at(Span::new(0, 10)).expect("read")[..],
+            b"0123\0\0"
+        );
         w.cache.assert_invariants();
     }
 
@@ -361,11 +393,18 @@ mod tests {
             BackingFile::opened(w.file.backing().source().clone(), Arc::new(fd)),
         );
         w.file.read_at(Span::new(0, 4)).expect("read");
-        appender.write_at(4, Bytes::from_static(b"ab"), true).expect("append");
+        appender
+            .write_at(4, Bytes::from_static(b"ab"), true)
+            .expect("append");
         assert_eq!(w.cache.keys(w.file.id()).len(), 2);
         // The kernel still believes that the file ends at 4.
-        appender.write_at(4, Bytes::from_static(b"cd"), true).expect("append");
-        assert_eq!(&w.file.read_at(Span::new(0, 9)).expect("read")[..], b"0123abcd");
+        appender
+            .write_at(4, Bytes::from_static(b"cd"), true)
+            .expect("append");
+        assert_eq!(
+            &w.file.read_at(Span::new(0, 9)).expect("read")[..],
+            b"0123abcd"
+        );
         w.cache.assert_invariants();
     }
 }

@@ -11,7 +11,7 @@ use crate::overlay::{
 };
 use crate::patience::Patience;
 use crate::span::Span;
-use crate::sys::{SetTime, Stat, Time, XattrAnswer};
+use crate::sys::{self, SetTime, Stat, Time, XattrAnswer};
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use fuser::{
@@ -67,6 +67,32 @@ impl Face {
             direct_io: AtomicBool::new(false),
             ending: Some(ending),
         }
+    }
+
+    /// What only Linux has.
+    #[cfg(target_os = "linux")]
+    fn negotiate(&self, config: &mut KernelConfig) {
+        // The source applies the umask, since it knows of default ACLs; and it clears set-id bits, which also
+        // spares a getxattr(security.capability) before every write.
+        let _ = config.add_capabilities(InitFlags::FUSE_DONT_MASK);
+        let _ = config.add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
+        if self.kernel_checks {
+            let _ = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
+        }
+        if self.strict {
+            // Without mmap on direct files (Linux before 6.6) builds and databases would break, so there the
+            // page cache stays, with attributes that expire at once.
+            let can = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
+            self.direct_io.store(can.is_ok(), Ordering::Relaxed);
+        }
+    }
+
+    /// macFUSE applies the umask and checks permissions by mount option alone; mmap of direct files it does not
+    /// have, so with `ttl = 0` the page cache stays, with attributes that expire at once.
+    #[cfg(not(target_os = "linux"))]
+    fn negotiate(&self, _config: &mut KernelConfig) {
+        let (checks, strict) = (self.kernel_checks, self.strict);
+        tracing::debug!("kernel checks permissions: {checks}; ttl 0: {strict}");
     }
 
     /// Run `f` where it may wait for the source; jobs of one `key` never take all workers.
@@ -150,13 +176,13 @@ fn set_time(time: TimeOrNow) -> SetTime {
 }
 
 fn file_type(mode: u32) -> FileType {
-    match mode & libc::S_IFMT as u32 {
-        m if m == libc::S_IFDIR as u32 => FileType::Directory,
-        m if m == libc::S_IFLNK as u32 => FileType::Symlink,
-        m if m == libc::S_IFIFO as u32 => FileType::NamedPipe,
-        m if m == libc::S_IFSOCK as u32 => FileType::Socket,
-        m if m == libc::S_IFCHR as u32 => FileType::CharDevice,
-        m if m == libc::S_IFBLK as u32 => FileType::BlockDevice,
+    match mode & sys::S_IFMT {
+        sys::S_IFDIR => FileType::Directory,
+        sys::S_IFLNK => FileType::Symlink,
+        sys::S_IFIFO => FileType::NamedPipe,
+        sys::S_IFSOCK => FileType::Socket,
+        sys::S_IFCHR => FileType::CharDevice,
+        sys::S_IFBLK => FileType::BlockDevice,
         _ => FileType::RegularFile,
     }
 }
@@ -351,24 +377,7 @@ impl Filesystem for Face {
             // A kernel without it does more requests, with the same result.
             let _ = config.add_capabilities(flag);
         }
-        #[cfg(target_os = "linux")]
-        {
-            // The source applies the umask, since it knows of default ACLs; and it clears set-id bits, which
-            // also spares a getxattr(security.capability) before every write.
-            let _ = config.add_capabilities(InitFlags::FUSE_DONT_MASK);
-            let _ = config.add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
-            if self.kernel_checks {
-                let _ = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
-            }
-            if self.strict {
-                // Without mmap on direct files (Linux before 6.6) builds and databases would break, so there
-                // the page cache stays, with attributes that expire at once.
-                let can = config
-                    .add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP)
-                    .is_ok();
-                self.direct_io.store(can, Ordering::Relaxed);
-            }
-        }
+        self.negotiate(config);
         // Errors of these give the nearest possible value, which is what we want then.
         if let Err(most) = config.set_max_write(REQUEST_BYTES_MAX) {
             let _ = config.set_max_write(most);

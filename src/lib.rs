@@ -1,4 +1,65 @@
-//! warmfs (draft)
+//! warmfs: a cached, writable view of a slow directory.
+//!
+//! This crate is the `warmfs` program and the library below it. A *source* directory is mirrored at a *mount
+//! point*; what programs read there comes from memory when it can, and what they write goes to the source
+//! before the write returns, and keeps the cache warm instead of emptying it.
+//!
+//! # The idea in six sentences
+//!
+//! 1. Everything that moves file bytes is one path, [`file::CachedFile`]; what calls it (today the kernel,
+//!    through [`fuse`]) cannot see anything else.
+//! 2. The cache is keyed `path:pos:size` ([`cache::Key`]) and may always be lost, never be wrong.
+//! 3. Coherence lives in two tickets, [`cache::Fill`] and [`cache::Write`], and nowhere else.
+//! 4. An answer that is cached never waits long for the source ([`patience`]).
+//! 5. A write goes to the source, then patches the slots that it overlaps, in place.
+//! 6. Unreachable is not deleted: an error from the source is no proof that a file is gone or changed.
+//!
+//! # Map
+//!
+//! A file uses only files of lower floors, or listed below it on its own.
+//!
+//! | floor | modules |
+//! |---|---|
+//! | 5 shell | [`cli`] what was typed; [`daemon`] the process; [`mount`] builds all parts and takes them down |
+//! | 4 faces | [`fuse`] request, overlay call, reply; [`patience`] how long the source is waited for |
+//! | 3 meaning | [`overlay`] lookup, open, read, rename ... runs without FUSE |
+//! | 2 data path | [`mod@file`] the only way to the bytes |
+//! | 1 engine | [`cache`] records, slots, tickets |
+//! | 0 ground | [`backing`] every system call on the source; [`workers`] threads; [`config`] settings and limits; [`span`], [`sys`], [`error`], [`clock`], [`stats`] |
+//!
+//! # Invariants worth knowing
+//!
+//! * `unsafe` is in [`sys`] only.
+//! * No lock is held during a system call on the source, and none while anything is sent to the kernel.
+//! * FUSE threads: at most half of them are ever at the source ([`config::FUSE_THREADS`]).
+//! * Lock order: `renames` before `inodes` (both in [`overlay`]); the cache's index is locked last and alone.
+//!
+//! # As a library
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use warmfs::{backing::Source, cache::Cache, clock::Clock, config, overlay::{NodeId, Overlay}, span::Span};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let dir = tempfile::tempdir()?;
+//! std::fs::write(dir.path().join("greeting"), "hello")?;
+//!
+//! let stats = Arc::new(warmfs::stats::Stats::default());
+//! let source = Source::open(dir.path(), None, stats.clone())?;
+//! let cache = Cache::new(1 << 20, Duration::from_secs(1), Clock::system(), stats.clone());
+//! let overlay = Overlay::new(Arc::new(source), Arc::new(cache), &config::limits(1024))?;
+//!
+//! let caller = warmfs::overlay::Caller { uid: 0, gid: 0, pid: 0 };
+//! let file = overlay.lookup(NodeId::ROOT, "greeting".as_ref())?;
+//! let open = overlay.open(caller, file.node, 0)?;
+//! assert_eq!(&overlay.read(open.handle, Span::new(0, 100))?[..], b"hello");
+//! assert_eq!(&overlay.read(open.handle, Span::new(1, 3))?[..], b"ell");
+//! assert_eq!(stats.hits.get(), 1);
+//! drop(overlay.release(open.handle));
+//! # Ok(())
+//! # }
+//! ```
+
 pub mod backing;
 pub mod cache;
 pub mod cli;

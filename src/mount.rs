@@ -152,9 +152,7 @@ fn check_fuse(config: &MountConfig) -> Result<(), Refused> {
         .stderr(std::process::Stdio::null())
         .status();
     if helper.is_err() {
-        return refuse(
-            "mounting as a user needs fusermount3; install the package fuse3".into(),
-        );
+        return refuse("mounting as a user needs fusermount3; install the package fuse3".into());
     }
     if config.allow_other && !user_allow_other() {
         return refuse(
@@ -279,13 +277,14 @@ pub fn mount(
         strict,
         ending,
     );
-    let session = Session::new(face, &config.mountpoint, &fuse_config(config)).map_err(|error| {
-        Refused(format!(
-            "cannot mount at {}: {}",
-            config.mountpoint.display(),
-            error.to_string().trim()
-        ))
-    })?;
+    let session =
+        Session::new(face, &config.mountpoint, &fuse_config(config)).map_err(|error| {
+            Refused(format!(
+                "cannot mount at {}: {}",
+                config.mountpoint.display(),
+                error.to_string().trim()
+            ))
+        })?;
     let invalidator = Arc::new(Invalidator::default());
     overlay.set_invalidate(invalidator.clone());
     let (notifier, sender) = (session.notifier(), invalidator.clone());
@@ -489,9 +488,8 @@ impl Drop for Mounted {
 /// `warmfs umount`.
 pub fn umount(mountpoint: &Path, lazy: bool) -> Result<(), Refused> {
     let typed = mountpoint.display();
-    let path = absolute(mountpoint).map_err(|error| {
-        Refused(format!("cannot unmount {typed}: {}", text(&error)))
-    })?;
+    let path = absolute(mountpoint)
+        .map_err(|error| Refused(format!("cannot unmount {typed}: {}", text(&error))))?;
     match mount_at(&path) {
         None => {
             return refuse(format!(
@@ -539,7 +537,10 @@ fn unmount_path(path: &Path, lazy: bool) -> Result<(), Errno> {
         Err(Errno::EPERM) => {
             // Only root may unmount; fusermount3 does it for the user who mounted.
             let mut helper = std::process::Command::new("fusermount3");
-            helper.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(path);
+            helper
+                .arg(if lazy { "-uz" } else { "-u" })
+                .arg("--")
+                .arg(path);
             match helper.output() {
                 Ok(output) if output.status.success() => Ok(()),
                 Ok(output) if String::from_utf8_lossy(&output.stderr).contains("busy") => {

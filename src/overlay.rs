@@ -263,14 +263,7 @@ impl Overlay {
     }
 
     /// The source said `stat` of `name` in `parent`, asked at `now` and `asked`.
-    fn learn(
-        &self,
-        parent: NodeId,
-        name: &OsStr,
-        stat: Stat,
-        now: Moment,
-        asked: Epoch,
-    ) -> Entry {
+    fn learn(&self, parent: NodeId, name: &OsStr, stat: Stat, now: Moment, asked: Epoch) -> Entry {
         let mut inodes = self.inodes.lock();
         let id = inodes.intern(&stat);
         let named = !inodes.is_changed_since(parent, asked);
@@ -490,7 +483,7 @@ impl Overlay {
         self.inodes
             .lock()
             .get(id)
-            .is_some_and(|node| node.kind == libc::S_IFDIR as u32)
+            .is_some_and(|node| node.kind == crate::sys::S_IFDIR)
     }
 
     fn stat_node(&self, id: NodeId) -> Result<Stat> {

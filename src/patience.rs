@@ -310,7 +310,10 @@ mod tests {
             let _ = again.recv();
             Ok("new")
         });
-        assert_eq!(b.answers.try_recv().expect("already answered"), (2, Ok("old")));
+        assert_eq!(
+            b.answers.try_recv().expect("already answered"),
+            (2, Ok("old"))
+        );
         // What is not known must wait.
         b.ask(3, None, || Ok("fetched"));
         assert_eq!(b.answer(), (3, Ok("fetched")));

@@ -11,9 +11,27 @@
 
 use nix::errno::Errno;
 use std::ffi::{CStr, CString, OsStr};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+
+/// File types and mode bits in the width of [`Stat::mode`]; on macOS libc has them narrower.
+#[allow(
+    missing_docs,
+    clippy::unnecessary_cast,
+    reason = "the names are those of inode(7), and their width differs between platforms"
+)]
+mod mode {
+    pub const S_IFMT: u32 = libc::S_IFMT as u32;
+    pub const S_IFREG: u32 = libc::S_IFREG as u32;
+    pub const S_IFDIR: u32 = libc::S_IFDIR as u32;
+    pub const S_IFLNK: u32 = libc::S_IFLNK as u32;
+    pub const S_IFIFO: u32 = libc::S_IFIFO as u32;
+    pub const S_IFSOCK: u32 = libc::S_IFSOCK as u32;
+    pub const S_IFCHR: u32 = libc::S_IFCHR as u32;
+    pub const S_IFBLK: u32 = libc::S_IFBLK as u32;
+    pub const S_ISGID: u32 = libc::S_ISGID as u32;
+}
+pub use mode::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID};
 
 /// Result with a bare errno; the caller names the operation.
 pub type Result<T> = nix::Result<T>;
@@ -70,17 +88,17 @@ pub struct Stat {
 impl Stat {
     /// The `S_IFMT` part of the mode.
     pub fn kind(&self) -> u32 {
-        self.mode & libc::S_IFMT as u32
+        self.mode & S_IFMT
     }
 
     /// Regular file?
     pub fn is_file(&self) -> bool {
-        self.kind() == libc::S_IFREG as u32
+        self.kind() == S_IFREG
     }
 
     /// Directory?
     pub fn is_dir(&self) -> bool {
-        self.kind() == libc::S_IFDIR as u32
+        self.kind() == S_IFDIR
     }
 }
 
@@ -89,6 +107,7 @@ pub fn cstr(name: &OsStr) -> Result<CString> {
     CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)
 }
 
+#[cfg(target_os = "linux")]
 fn fd_path(fd: BorrowedFd<'_>) -> CString {
     // The text is digits and slashes: it holds no NUL.
     CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default()
@@ -106,7 +125,7 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &OsStr, fresh: bool) -> Result<Stat> {
     } else {
         libc::AT_STATX_SYNC_AS_STAT
     };
-    let mut buffer = MaybeUninit::<libc::statx>::zeroed();
+    let mut buffer = std::mem::MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: `name` is NUL-terminated and lives through the call; `buffer` is a writable statx.
     let status = unsafe {
         libc::statx(
@@ -302,13 +321,8 @@ pub fn chown_named(named: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) ->
     #[cfg(target_os = "macos")]
     {
         // SAFETY: no pointers.
-        let status = unsafe {
-            libc::fchown(
-                named.as_raw_fd(),
-                uid.unwrap_or(keep),
-                gid.unwrap_or(keep),
-            )
-        };
+        let status =
+            unsafe { libc::fchown(named.as_raw_fd(), uid.unwrap_or(keep), gid.unwrap_or(keep)) };
         Errno::result(status).map(drop)
     }
 }
@@ -832,14 +846,26 @@ mod identity {
                 let thread = slot.get_or_insert_with(Thread::begin);
                 if thread.root {
                     let want = Worn {
-                        uid: if self.uid == u32::MAX { thread.bare.uid } else { self.uid },
-                        gid: if self.gid == u32::MAX { thread.bare.gid } else { self.gid },
+                        uid: if self.uid == u32::MAX {
+                            thread.bare.uid
+                        } else {
+                            self.uid
+                        },
+                        gid: if self.gid == u32::MAX {
+                            thread.bare.gid
+                        } else {
+                            self.gid
+                        },
                         groups: match self.groups_of {
                             Some(pid) => groups_of(pid),
                             None => Vec::new(),
                         },
                         fsetid: self.keep_setid,
-                        umask: if self.umask == DAEMON_UMASK { thread.worn.umask } else { self.umask },
+                        umask: if self.umask == DAEMON_UMASK {
+                            thread.worn.umask
+                        } else {
+                            self.umask
+                        },
                     };
                     thread.change(want)
                 } else {
@@ -898,11 +924,7 @@ mod identity {
                 // The raw call: libc's setgroups changes every thread of the process (nptl(7)).
                 // SAFETY: pointer and length of a live slice of gid_t.
                 let status = unsafe {
-                    libc::syscall(
-                        libc::SYS_setgroups,
-                        want.groups.len(),
-                        want.groups.as_ptr(),
-                    )
+                    libc::syscall(libc::SYS_setgroups, want.groups.len(), want.groups.as_ptr())
                 };
                 Errno::result(status)?;
             }
@@ -993,7 +1015,11 @@ mod identity {
         fn magic_links_are_plain_paths() {
             use std::os::fd::AsFd;
             let file = std::fs::File::open("/").expect("the root directory opens");
-            assert!(crate::sys::fd_path(file.as_fd()).to_bytes().starts_with(b"/proc/self/fd/"));
+            assert!(
+                crate::sys::fd_path(file.as_fd())
+                    .to_bytes()
+                    .starts_with(b"/proc/self/fd/")
+            );
         }
     }
 }
@@ -1040,8 +1066,7 @@ mod identity_macos {
 pub fn mkfifo_at(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<()> {
     let name = cstr(name)?;
     // SAFETY: the name is NUL-terminated and lives through the call.
-    let status =
-        unsafe { libc::mkfifoat(dir.as_raw_fd(), name.as_ptr(), mode as libc::mode_t) };
+    let status = unsafe { libc::mkfifoat(dir.as_raw_fd(), name.as_ptr(), mode as libc::mode_t) };
     Errno::result(status).map(drop)
 }
 

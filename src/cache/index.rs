@@ -379,7 +379,11 @@ impl Index {
             return;
         };
         for start in record.overlapped(span) {
-            let Some(slot) = self.records.get_mut(&id).and_then(|r| r.slots.remove(&start)) else {
+            let Some(slot) = self
+                .records
+                .get_mut(&id)
+                .and_then(|r| r.slots.remove(&start))
+            else {
                 continue;
             };
             self.used -= cost(&slot.bytes);

@@ -1,12 +1,12 @@
 //! What was last seen of a file or directory, and until when it is believed.
 
 use crate::backing::Listed;
-use nix::errno::Errno;
-use std::collections::HashMap;
-use std::ffi::OsString;
 use crate::cache::Version;
 use crate::clock::Moment;
 use crate::sys::Stat;
+use nix::errno::Errno;
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::time::Duration;
 
 /// Attributes and the moment at which the source was asked for them.

@@ -126,10 +126,7 @@ impl Overlay {
     }
 
     pub(super) fn insert(&self, id: NodeId, file: CachedFile) -> u64 {
-        self.files.insert(OpenFile {
-            node: id,
-            file,
-        })
+        self.files.insert(OpenFile { node: id, file })
     }
 
     fn record(&self, id: NodeId, file: FileId) -> crate::cache::OpenRecord {
@@ -265,11 +262,7 @@ impl Overlay {
     }
 
     /// Run a change of the content of `id`; its attributes afterwards are known from the change itself.
-    fn changing_content<T>(
-        &self,
-        id: NodeId,
-        f: impl FnOnce() -> Result<Changed<T>>,
-    ) -> Result<T> {
+    fn changing_content<T>(&self, id: NodeId, f: impl FnOnce() -> Result<Changed<T>>) -> Result<T> {
         self.inodes.lock().begin_change(id);
         let now = self.now();
         let result = f();
@@ -306,7 +299,8 @@ impl Overlay {
         if let Some(size) = set.size {
             self.truncate(caller, id, handle, size)?;
         }
-        let nothing = set.size.is_none() && set.mode.is_none() && set.atime.is_none() && set.mtime.is_none();
+        let nothing =
+            set.size.is_none() && set.mode.is_none() && set.atime.is_none() && set.mtime.is_none();
         // chown(-1, -1) arrives as a change of nothing; it moves ctime.
         let owner = set.uid.is_some() || set.gid.is_some() || nothing;
         let times = set.atime.is_some() || set.mtime.is_some();

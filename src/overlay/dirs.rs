@@ -184,10 +184,8 @@ impl Overlay {
                 None
             };
             let mut read = self.dir_entry(listed, index, entry);
-            if !plus {
-                if let Some(entry) = read.entry.take() {
-                    drop(self.forget(entry.node, 1));
-                }
+            if !plus && let Some(entry) = read.entry.take() {
+                drop(self.forget(entry.node, 1));
             }
             batch.push(read);
         }
@@ -220,7 +218,7 @@ impl Overlay {
                 .get(node)
                 .and_then(|n| n.attr)
                 .map_or(node.0, |attr| shown(node, attr.stat).ino),
-            kind: libc::S_IFDIR as u32,
+            kind: crate::sys::S_IFDIR,
             next,
             entry: None,
         };
@@ -230,7 +228,12 @@ impl Overlay {
             .collect()
     }
 
-    fn dir_entry(&self, listed: &crate::backing::Listed, index: u64, entry: Option<Entry>) -> DirEntry {
+    fn dir_entry(
+        &self,
+        listed: &crate::backing::Listed,
+        index: u64,
+        entry: Option<Entry>,
+    ) -> DirEntry {
         DirEntry {
             name: listed.name.clone(),
             ino: entry.map_or(listed.ino, |entry| entry.stat.ino),

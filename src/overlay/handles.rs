@@ -21,7 +21,9 @@ pub struct OpenFile {
 
 impl std::fmt::Debug for CachedFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CachedFile").field("id", &self.id()).finish_non_exhaustive()
+        f.debug_struct("CachedFile")
+            .field("id", &self.id())
+            .finish_non_exhaustive()
     }
 }
 

@@ -15,8 +15,8 @@
 //! Plain data under the overlay's mutex: nothing here blocks or calls out. Descriptors that are no longer
 //! needed are returned as [`Garbage`], because closing one may wait for the source.
 
-use super::attrs::{Attr, Listing, Xattrs};
 use super::Limits;
+use super::attrs::{Attr, Listing, Xattrs};
 use crate::cache::{FileId, Version};
 use crate::clock::Moment;
 use crate::sys::{Stat, Time};
@@ -238,7 +238,10 @@ impl Inodes {
 
     fn unset_child(&mut self, parent: NodeId, name: &OsStr, id: NodeId) {
         if let Some(parent) = self.nodes.get_mut(&parent)
-            && parent.children.get(name).is_some_and(|c| c.node == Some(id))
+            && parent
+                .children
+                .get(name)
+                .is_some_and(|c| c.node == Some(id))
         {
             parent.children.remove(name);
         }
@@ -296,8 +299,8 @@ impl Inodes {
     /// The last change took a name from `id`; without any left the source may reuse the number.
     pub(super) fn mark_dead_if_nameless(&mut self, id: NodeId) {
         if let Some(node) = self.nodes.get_mut(&id) {
-            let other_links = node.attr.is_some_and(|a| a.stat.nlink > 1)
-                && node.kind != libc::S_IFDIR as u32;
+            let other_links =
+                node.attr.is_some_and(|a| a.stat.nlink > 1) && node.kind != crate::sys::S_IFDIR;
             node.dead = node.names.is_empty() && !other_links;
         }
     }
@@ -331,7 +334,7 @@ impl Inodes {
             node.changing -= 1;
             node.changed = epoch;
             node.attr = if node.changing == 0 { attr } else { None };
-            if node.kind == libc::S_IFDIR as u32 {
+            if node.kind == crate::sys::S_IFDIR {
                 node.listing = None;
             }
         }
@@ -377,9 +380,10 @@ impl Inodes {
             let Some(oldest) = self.idle.pop_front() else {
                 return;
             };
-            let unused = self.nodes.get(&oldest).is_some_and(|n| {
-                n.lookups == 0 && n.changing == 0 && n.open.strong_count() == 0
-            });
+            let unused = self
+                .nodes
+                .get(&oldest)
+                .is_some_and(|n| n.lookups == 0 && n.changing == 0 && n.open.strong_count() == 0);
             if unused && oldest != id {
                 self.remove(oldest);
             }
@@ -437,7 +441,11 @@ impl Inodes {
 
     /// Keep a descriptor for reading, if `id` still stands for `file`.
     pub(super) fn keep_read_fd(&mut self, id: NodeId, file: FileId, fd: Arc<OwnedFd>, now: Moment) {
-        if self.nodes.get(&id).is_some_and(|n| n.file == file && !n.dead) {
+        if self
+            .nodes
+            .get(&id)
+            .is_some_and(|n| n.file == file && !n.dead)
+        {
             let evicted = self.reads.push(id, (fd, now));
             self.garbage.push(evicted.map(|(_, (fd, _))| fd));
         }

@@ -19,7 +19,7 @@ impl Overlay {
     /// decide whether a file may keep that bit.
     fn creator(&self, caller: Caller, mode: u32, umask: u32) -> Identity {
         let identity = Identity::creating(caller.uid, caller.gid, umask);
-        if mode & libc::S_ISGID as u32 != 0 {
+        if mode & crate::sys::S_ISGID != 0 {
             identity.with_groups_of(caller.pid)
         } else {
             identity
@@ -65,7 +65,9 @@ impl Overlay {
         });
         let fd = match fd {
             // Something that is no regular file took the name: the kernel should look again.
-            Err(error) if matches!(error.errno(), Errno::ELOOP | Errno::ENXIO) => return Err(STALE),
+            Err(error) if matches!(error.errno(), Errno::ELOOP | Errno::ENXIO) => {
+                return Err(STALE);
+            }
             other => other?,
         };
         self.open_created(parent, name, fd, flags, caller)
@@ -218,12 +220,7 @@ impl Overlay {
     }
 
     /// Rename; `flags` in the numbers of renameat2(2).
-    pub fn rename(
-        &self,
-        from: (NodeId, &OsStr),
-        to: (NodeId, &OsStr),
-        flags: u32,
-    ) -> Result<()> {
+    pub fn rename(&self, from: (NodeId, &OsStr), to: (NodeId, &OsStr), flags: u32) -> Result<()> {
         let (from_dir, to_dir) = (self.dir(from.0)?, self.dir(to.0)?);
         let moved = self.known_child(from.0, from.1);
         let other = self.known_child(to.0, to.1).filter(|id| Some(*id) != moved);
@@ -279,11 +276,7 @@ impl Overlay {
         result
     }
 
-    fn changing_if_known<T>(
-        &self,
-        id: Option<NodeId>,
-        f: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
+    fn changing_if_known<T>(&self, id: Option<NodeId>, f: impl FnOnce() -> Result<T>) -> Result<T> {
         match id {
             Some(id) => self.changing_attributes(id, f),
             None => f(),
@@ -298,7 +291,7 @@ impl Overlay {
             .inodes
             .lock()
             .get(id)
-            .is_some_and(|node| node.kind == libc::S_IFREG as u32);
+            .is_some_and(|node| node.kind == crate::sys::S_IFREG);
         if !is_file || !self.keeps_graves {
             return None;
         }

@@ -1,8 +1,8 @@
 //! Changes that somebody makes in the source, behind the mount's back, and writes through the mount beside them.
 
 use crate::fixture::{
-    Mount, SOON, Slow, assert_bytes, assert_equal_bytes, equal, eventually, let_age, names, pattern,
-    python, run,
+    Mount, SOON, Slow, assert_bytes, assert_equal_bytes, equal, eventually, let_age, names,
+    pattern, python, run,
 };
 use crate::slow_source::Kind;
 use nix::sys::stat::{UtimensatFlags, utimensat};
@@ -56,7 +56,9 @@ fn assert_is_seen<T: PartialEq + Debug>(
         if ttl == "0" {
             assert_eq!(look(&view), wanted, "at once with ttl 0");
         } else {
-            eventually("the change is seen", TTL_AND_MORE, || equal(look(&view), look(&source)));
+            eventually("the change is seen", TTL_AND_MORE, || {
+                equal(look(&view), look(&source))
+            });
         }
         // And it stays so.
         assert_eq!(look(&view), wanted, "ttl {ttl}");
@@ -82,9 +84,18 @@ fn a_rewrite_that_hides_its_time_is_seen() {
         let meta = fs::metadata(&path).expect("stat");
         put(&path, "new content");
         let time = TimeSpec::new(meta.mtime(), meta.mtime_nsec());
-        utimensat(nix::fcntl::AT_FDCWD, &path, &time, &time, UtimensatFlags::FollowSymlink)
-            .expect("utimensat");
-        assert_eq!(fs::metadata(&path).expect("stat").mtime_nsec(), meta.mtime_nsec());
+        utimensat(
+            nix::fcntl::AT_FDCWD,
+            &path,
+            &time,
+            &time,
+            UtimensatFlags::FollowSymlink,
+        )
+        .expect("utimensat");
+        assert_eq!(
+            fs::metadata(&path).expect("stat").mtime_nsec(),
+            meta.mtime_nsec()
+        );
     };
     assert_is_seen("f", |_| {}, seen, rewrite);
 }
@@ -92,7 +103,10 @@ fn a_rewrite_that_hides_its_time_is_seen() {
 #[test]
 fn a_truncation_is_seen() {
     let cut = |dir: &Path| {
-        let file = File::options().write(true).open(dir.join("f")).expect("open");
+        let file = File::options()
+            .write(true)
+            .open(dir.join("f"))
+            .expect("open");
         file.set_len(3).expect("truncate");
     };
     assert_is_seen("f", |_| {}, seen, cut);
@@ -102,7 +116,10 @@ fn a_truncation_is_seen() {
 #[test]
 fn growth_is_seen() {
     let grow = |dir: &Path| {
-        let mut file = File::options().append(true).open(dir.join("f")).expect("open");
+        let mut file = File::options()
+            .append(true)
+            .open(dir.join("f"))
+            .expect("open");
         file.write_all(b", and more").expect("write");
     };
     assert_is_seen("f", |_| {}, seen, grow);
@@ -127,7 +144,12 @@ fn a_deletion_is_seen() {
 /// A name that programs looked for in vain (a configuration file, a module in a search path) comes to be.
 #[test]
 fn a_creation_after_a_look_in_vain_is_seen() {
-    assert_is_seen("absent", |_| {}, seen, |dir| put(&dir.join("absent"), "here now"));
+    assert_is_seen(
+        "absent",
+        |_| {},
+        seen,
+        |dir| put(&dir.join("absent"), "here now"),
+    );
 }
 
 #[test]
@@ -192,11 +214,15 @@ fn a_change_is_seen_through_a_new_map() {
 /// Without a ttl a change is seen at once also by those who have the file open, wherever they stand in it.
 #[test]
 fn without_a_ttl_an_open_file_shows_changes_at_once() {
-    let mount = Mount::with(&["--ttl", "0"], |source| put(&source.join("f"), "old content"));
+    let mount = Mount::with(&["--ttl", "0"], |source| {
+        put(&source.join("f"), "old content")
+    });
     let file = File::open(mount.view("f")).expect("open");
     let all = |what: &str| {
         let mut bytes = vec![0; 100];
-        let size = file.read_at(&mut bytes, 0).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let size = file
+            .read_at(&mut bytes, 0)
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
         String::from_utf8_lossy(&bytes[..size]).into_owned()
     };
     assert_eq!(all("first"), "old content");
@@ -206,7 +232,10 @@ fn without_a_ttl_an_open_file_shows_changes_at_once() {
         assert_eq!(all("after a rewrite"), text);
         assert_eq!(file.metadata().expect("fstat").len(), text.len() as u64);
     }
-    let on_disk = File::options().write(true).open(mount.source("f")).expect("open");
+    let on_disk = File::options()
+        .write(true)
+        .open(mount.source("f"))
+        .expect("open");
     on_disk.set_len(4).expect("truncate");
     assert_eq!(all("after a truncation"), "cont");
     on_disk.set_len(6).expect("extend");
@@ -226,7 +255,9 @@ fn an_open_file_shows_changes_within_the_ttl() {
     for wanted in ["new content", "longer than it was before", "short"] {
         look();
         put(&mount.source("f"), wanted);
-        eventually("the change is seen", TTL_AND_MORE, || equal(look(), wanted.to_owned()));
+        eventually("the change is seen", TTL_AND_MORE, || {
+            equal(look(), wanted.to_owned())
+        });
     }
 }
 
@@ -261,8 +292,15 @@ fn our_write_does_not_hide_a_foreign_change_within_the_ttl() {
             fs::write(source.join("f"), vec![b'.'; 300_000]).expect("write");
             let_age(&source.join("f"));
         });
-        let ours = File::options().read(true).write(true).open(mount.view("f")).expect("open");
-        let foreign = File::options().write(true).open(mount.source("f")).expect("open");
+        let ours = File::options()
+            .read(true)
+            .write(true)
+            .open(mount.view("f"))
+            .expect("open");
+        let foreign = File::options()
+            .write(true)
+            .open(mount.source("f"))
+            .expect("open");
         assert_bytes(&mount.view("f"), &vec![b'.'; 300_000]);
         for round in 0..20u64 {
             let at = round * 9_000;
@@ -271,7 +309,11 @@ fn our_write_does_not_hide_a_foreign_change_within_the_ttl() {
             let wanted = fs::read(mount.source("f")).expect("read");
             let mut seen = vec![0; 300_000];
             ours.read_exact_at(&mut seen, 0).expect("read");
-            assert_equal_bytes(&format!("open file, ttl {ttl}, round {round}"), &seen, &wanted);
+            assert_equal_bytes(
+                &format!("open file, ttl {ttl}, round {round}"),
+                &seen,
+                &wanted,
+            );
             assert_bytes(&mount.view("f"), &wanted);
         }
     }
@@ -293,7 +335,10 @@ fn appends_of_both_sides_end_up_in_one_file() {
     }
     assert_bytes(&mount.source("log"), wanted.as_bytes());
     eventually("all lines are seen", TTL_AND_MORE, || {
-        equal(fs::read_to_string(mount.view("log")).expect("read"), wanted.clone())
+        equal(
+            fs::read_to_string(mount.view("log")).expect("read"),
+            wanted.clone(),
+        )
     });
 }
 
@@ -314,15 +359,23 @@ fn what_was_written_is_read_back_without_the_source() {
         assert_bytes(&slow.view(name), &bytes);
         assert_bytes(&slow.disk(name), &bytes);
     }
-    assert_eq!(slow.control().count(Kind::Read), 0, "reads of what was just written");
+    assert_eq!(
+        slow.control().count(Kind::Read),
+        0,
+        "reads of what was just written"
+    );
     // Some bytes in the middle of a file that is cached: the rest of it stays cached.
     assert_bytes(&slow.view("old"), &old);
     slow.control().reset_counters();
     let mut wanted = old.clone();
-    let file = File::options().write(true).open(slow.view("old")).expect("open");
+    let file = File::options()
+        .write(true)
+        .open(slow.view("old"))
+        .expect("open");
     for at in [0, 4095, 500_000, 999_000] {
         wanted[at..at + 1000].copy_from_slice(&pattern(1000, at as u64));
-        file.write_all_at(&wanted[at..at + 1000], at as u64).expect("write");
+        file.write_all_at(&wanted[at..at + 1000], at as u64)
+            .expect("write");
     }
     drop(file);
     assert_bytes(&slow.view("old"), &wanted);
@@ -331,7 +384,11 @@ fn what_was_written_is_read_back_without_the_source() {
     fs::write(slow.view("old.tmp"), &old).expect("write");
     fs::rename(slow.view("old.tmp"), slow.view("old")).expect("rename");
     assert_bytes(&slow.view("old"), &old);
-    assert_eq!(slow.control().count(Kind::Read), 0, "reads after writes into a cached file");
+    assert_eq!(
+        slow.control().count(Kind::Read),
+        0,
+        "reads after writes into a cached file"
+    );
 }
 
 /// Attributes are not content: chmod, touch, a rename or one more link leave the content cached.
@@ -346,8 +403,12 @@ fn a_change_of_attributes_keeps_the_content_cached() {
     slow.control().reset_counters();
     fs::set_permissions(slow.view("f"), Permissions::from_mode(0o640)).expect("chmod");
     assert_bytes(&slow.view("f"), &bytes);
-    let file = File::options().write(true).open(slow.view("f")).expect("open");
-    file.set_modified(std::time::SystemTime::UNIX_EPOCH).expect("touch");
+    let file = File::options()
+        .write(true)
+        .open(slow.view("f"))
+        .expect("open");
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .expect("touch");
     assert_bytes(&slow.view("f"), &bytes);
     fs::hard_link(slow.view("f"), slow.view("g")).expect("link");
     assert_bytes(&slow.view("g"), &bytes);

@@ -70,7 +70,10 @@ fn a_miss_that_fails_leaves_the_rest_of_the_file_readable() {
     file.read_exact_at(&mut start, 0).expect("read");
     slow.control().fail_kind(Kind::Read, Some(libc::EIO));
     let mut part = vec![0; 4096];
-    assert_eq!(errno(file.read_exact_at(&mut part, 12 << 20)), Some(libc::EIO));
+    assert_eq!(
+        errno(file.read_exact_at(&mut part, 12 << 20)),
+        Some(libc::EIO)
+    );
     for _ in 0..50 {
         file.read_exact_at(&mut start, 0).expect("cached");
         assert!(start == wanted[..64 << 10]);
@@ -85,7 +88,11 @@ fn a_miss_that_fails_leaves_the_rest_of_the_file_readable() {
 /// it did, although it said no.
 #[test]
 fn a_write_that_fails_is_reported_and_not_believed() {
-    for (wrong, late) in [(libc::ENOSPC, false), (libc::EDQUOT, false), (libc::EIO, true)] {
+    for (wrong, late) in [
+        (libc::ENOSPC, false),
+        (libc::EDQUOT, false),
+        (libc::EIO, true),
+    ] {
         let slow = half_known(&["--ttl", "600"]);
         let mut file = File::options()
             .read(true)
@@ -95,19 +102,33 @@ fn a_write_that_fails_is_reported_and_not_believed() {
         slow.control().answer_late(late);
         slow.control().fail_kind(Kind::Write, Some(wrong));
         file.seek(SeekFrom::Start(5000)).expect("seek");
-        assert_eq!(errno(file.write(&[b'x'; 9000])), Some(wrong), "late: {late}");
+        assert_eq!(
+            errno(file.write(&[b'x'; 9000])),
+            Some(wrong),
+            "late: {late}"
+        );
         slow.control().fail_kind(Kind::Write, None);
         slow.control().answer_late(false);
         let truth = fs::read(slow.disk("known")).expect("read");
-        assert_eq!(truth[5000] == b'x', late, "the source did what it was told to");
+        assert_eq!(
+            truth[5000] == b'x',
+            late,
+            "the source did what it was told to"
+        );
         assert_bytes(&slow.view("known"), &truth);
         let mut seen = Vec::new();
         file.seek(SeekFrom::Start(0)).expect("seek");
         file.read_to_end(&mut seen).expect("read");
-        assert!(seen == truth, "the open file shows something else, late: {late}");
+        assert!(
+            seen == truth,
+            "the open file shows something else, late: {late}"
+        );
         // It goes on when there is space again.
         file.write_all_at(b"there is space", 5000).expect("write");
-        assert_bytes(&slow.view("known"), &fs::read(slow.disk("known")).expect("read"));
+        assert_bytes(
+            &slow.view("known"),
+            &fs::read(slow.disk("known")).expect("read"),
+        );
     }
 }
 
@@ -118,7 +139,13 @@ fn a_change_that_fails_is_reported_and_not_believed() {
     let slow = half_known(&["--ttl", "600"]);
     let control = slow.control();
     let (known, new) = (slow.view("known"), slow.view("new"));
-    let kinds = [Kind::Create, Kind::Unlink, Kind::Rename, Kind::Setattr, Kind::Mkdir];
+    let kinds = [
+        Kind::Create,
+        Kind::Unlink,
+        Kind::Rename,
+        Kind::Setattr,
+        Kind::Mkdir,
+    ];
     for kind in kinds {
         control.fail_kind(kind, Some(libc::EDQUOT));
     }
@@ -132,7 +159,10 @@ fn a_change_that_fails_is_reported_and_not_believed() {
         control.fail_kind(kind, None);
     }
     assert_bytes(&known, &pattern(100_000, 1));
-    assert_eq!(fs::metadata(&new).expect_err("was not made").kind(), ErrorKind::NotFound);
+    assert_eq!(
+        fs::metadata(&new).expect_err("was not made").kind(),
+        ErrorKind::NotFound
+    );
     fs::rename(&known, &new).expect("rename");
     assert_bytes(&new, &pattern(100_000, 1));
 }
@@ -211,14 +241,21 @@ fn what_was_written_is_in_the_source_when_the_daemon_is_killed() {
     });
     kill_hard(mount.pid());
     let end = writer.join("the writer", SOON);
-    assert!(matches!(end, Some(libc::ENOTCONN | libc::ECONNABORTED)), "{end:?}");
+    assert!(
+        matches!(end, Some(libc::ENOTCONN | libc::ECONNABORTED)),
+        "{end:?}"
+    );
     for index in 0..50u64 {
         let path = mount.source(format!("closed {index}"));
         assert_bytes(&path, &pattern(10_000, index));
     }
     let records = fs::read_to_string(mount.source("open")).expect("read");
     let wanted = written.load(Ordering::SeqCst);
-    assert!(records.len() >= wanted * RECORD, "{} bytes of {wanted} records", records.len());
+    assert!(
+        records.len() >= wanted * RECORD,
+        "{} bytes of {wanted} records",
+        records.len()
+    );
     for (index, record) in records.lines().take(wanted).enumerate() {
         assert_eq!(record.parse::<usize>().ok(), Some(index));
     }

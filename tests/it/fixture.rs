@@ -5,18 +5,23 @@
 //! the same is cut off from the kernel. A mount that lives longer than [`LIFE_MAX`] is cut off too, so a request that
 //! is never answered fails its test instead of hanging the run.
 
-use crate::slow_source::{Control, Options, SlowSource};
-use std::ffi::{OsStr, OsString};
-use std::fmt::Debug;
+mod programs;
+mod table;
+mod waiting;
+
+pub(crate) use programs::{Said, python, run, umount, warmfs};
+pub(crate) use table::{daemon_of, is_alive, mount_at, take_away};
+pub(crate) use waiting::{Running, equal, eventually, let_age, within};
+
+use crate::slow_source::{Control, Kind, Options, SlowSource};
+use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
+use table::cut_off;
 use tempfile::TempDir;
 
 /// No test needs a mount for longer, also on a busy machine.
@@ -35,7 +40,9 @@ pub(crate) const WARMFS: &str = env!("CARGO_BIN_EXE_warmfs");
 /// should be on an ordinary disk file system.
 pub(crate) fn tempdir() -> TempDir {
     let base = std::env::var_os("TMPDIR").map_or(PathBuf::from("/var/tmp"), PathBuf::from);
-    let base = base.canonicalize().expect("the directory for temporary files exists");
+    let base = base
+        .canonicalize()
+        .expect("the directory for temporary files exists");
     let dir = tempfile::Builder::new()
         .prefix("warmfs-it.")
         .tempdir_in(base)
@@ -43,267 +50,6 @@ pub(crate) fn tempdir() -> TempDir {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
     dir
 }
-
-// ---- waiting ----
-
-/// Look at `check` until it says `Ok`; fail with its last word when `limit` has passed.
-pub(crate) fn eventually<T>(
-    what: &str,
-    limit: Duration,
-    mut check: impl FnMut() -> Result<T, String>,
-) -> T {
-    let begun = Instant::now();
-    loop {
-        let last_look = begun.elapsed() >= limit;
-        match check() {
-            Ok(value) => return value,
-            Err(seen) if last_look => panic!("not within {limit:?}: {what}; last: {seen}"),
-            Err(_) => thread::sleep(POLL),
-        }
-    }
-}
-
-/// `Ok` when the two are equal, else a text with both.
-pub(crate) fn equal<T: PartialEq + Debug>(seen: T, wanted: T) -> Result<(), String> {
-    if seen == wanted {
-        Ok(())
-    } else {
-        Err(format!("seen {seen:?}, wanted {wanted:?}"))
-    }
-}
-
-/// Run `f` on a thread of its own; fail when it does not come back in time.
-pub(crate) fn within<T: Send + 'static>(
-    what: &str,
-    limit: Duration,
-    f: impl FnOnce() -> T + Send + 'static,
-) -> T {
-    Running::start(f).join(what, limit)
-}
-
-/// Something that runs on a thread of its own and may hang.
-pub(crate) struct Running<T>(mpsc::Receiver<thread::Result<T>>);
-
-impl<T: Send + 'static> Running<T> {
-    /// Start `f`.
-    pub(crate) fn start(f: impl FnOnce() -> T + Send + 'static) -> Running<T> {
-        let (done, ended) = mpsc::channel();
-        thread::spawn(move || {
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-            // Nobody listens when the test has failed meanwhile.
-            let _ = done.send(result);
-        });
-        Running(ended)
-    }
-
-    /// Its result; fails when there is none in time.
-    pub(crate) fn join(&self, what: &str, limit: Duration) -> T {
-        match self.0.recv_timeout(limit) {
-            Ok(Ok(value)) => value,
-            Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            Err(_) => panic!("still not done after {limit:?}: {what}"),
-        }
-    }
-
-    /// Is it still going on?
-    pub(crate) fn is_running(&self) -> bool {
-        matches!(self.0.try_recv(), Err(mpsc::TryRecvError::Empty))
-    }
-}
-
-/// Wait until a second change of `path` would get another time stamp: only then is what was read of it believed for
-/// longer than the next comparison.
-pub(crate) fn let_age(path: &Path) {
-    eventually("the clock moves on", SOON, || {
-        let meta = path.symlink_metadata().map_err(|error| error.to_string())?;
-        let changed = Duration::new(meta.ctime() as u64, meta.ctime_nsec() as u32);
-        let age = SystemTime::UNIX_EPOCH + changed + Duration::from_millis(40);
-        if age < SystemTime::now() { Ok(()) } else { Err(format!("{path:?} is young")) }
-    });
-}
-
-// ---- other programs ----
-
-/// How a program ended and what it said.
-#[derive(Debug)]
-pub(crate) struct Said {
-    pub(crate) status: ExitStatus,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Said {
-    /// Fails, with all that was said, unless it ended well.
-    #[track_caller]
-    pub(crate) fn ok(self) -> String {
-        assert!(self.status.success(), "{self:#?}");
-        self.stdout
-    }
-}
-
-/// Run `command` to its end, which must come within two minutes; output is closed by then, too.
-#[track_caller]
-pub(crate) fn run(command: &mut Command) -> Said {
-    let what = format!("{command:?}");
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot start {what}: {error}"));
-    let stdout = collect(child.stdout.take());
-    let stderr = collect(child.stderr.take());
-    let begun = Instant::now();
-    let status = loop {
-        match child.try_wait().expect("waiting for a child") {
-            Some(status) => break status,
-            None if begun.elapsed() > LIFE_MAX - SOON => {
-                // It may be beyond killing; the mount's guard then cuts it off.
-                let _ = child.kill();
-                panic!("{what} does not end");
-            }
-            None => thread::sleep(POLL),
-        }
-    };
-    Said {
-        status,
-        stdout: stdout.join(&format!("end of the output of {what}"), SOON),
-        stderr: stderr.join(&format!("end of the errors of {what}"), SOON),
-    }
-}
-
-fn collect(pipe: Option<impl Read + Send + 'static>) -> Running<String> {
-    Running::start(move || {
-        let mut bytes = Vec::new();
-        if let Some(mut pipe) = pipe {
-            pipe.read_to_end(&mut bytes).expect("reading a pipe");
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-/// `warmfs` with arguments.
-pub(crate) fn warmfs<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(WARMFS);
-    command.args(args);
-    command
-}
-
-/// `warmfs umount`.
-pub(crate) fn umount(at: &Path) -> Said {
-    run(warmfs(["umount"]).arg(at))
-}
-
-/// A Python program with arguments.
-pub(crate) fn python<S: AsRef<OsStr>>(
-    program: &str,
-    args: impl IntoIterator<Item = S>,
-) -> Command {
-    let mut command = Command::new("python3");
-    // -S: the standard library is enough, and starts sooner.
-    command.args(["-S", "-c", program]).args(args);
-    command
-}
-
-// ---- the table of mounts ----
-
-/// One line of mountinfo.
-#[derive(Clone, Debug)]
-pub(crate) struct Listed {
-    pub(crate) minor: String,
-    pub(crate) options: String,
-    pub(crate) fstype: String,
-    pub(crate) source: Vec<u8>,
-}
-
-/// The topmost mount at `path`; the mount itself is not asked.
-pub(crate) fn mount_at(path: &Path) -> Option<Listed> {
-    let table = fs::read("/proc/self/mountinfo").expect("proc is mounted");
-    let mut found = None;
-    for line in table.split(|&byte| byte == b'\n') {
-        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-        if fields.len() < 10 || unescape(fields[4]) != path.as_os_str().as_bytes() {
-            continue;
-        }
-        let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
-        let dash = fields.iter().position(|field| *field == b"-").expect("mountinfo has a dash");
-        found = Some(Listed {
-            minor: text(fields[2]).split(':').nth(1).unwrap_or_default().to_owned(),
-            options: text(fields[5]),
-            fstype: text(fields[dash + 1]),
-            source: unescape(fields[dash + 2]),
-        });
-    }
-    found
-}
-
-/// Octal escapes of mountinfo.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut rest = field;
-    while let Some((&first, after)) = rest.split_first() {
-        let escape = after
-            .get(..3)
-            .filter(|_| first == b'\\')
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        bytes.push(escape.unwrap_or(first));
-        rest = if escape.is_some() { &after[3..] } else { after };
-    }
-    bytes
-}
-
-/// Take away whatever is mounted at `path`: detach, and cut the connection of what does not end by itself.
-pub(crate) fn take_away(path: &Path) {
-    while let Some(listed) = mount_at(path) {
-        let pid = daemon_of(path);
-        let detached = run(warmfs(["umount", "--lazy"]).arg(path)).status.success();
-        let gone = || pid.is_none_or(|pid| !is_alive(pid));
-        let begun = Instant::now();
-        while detached && !gone() && begun.elapsed() < SOON {
-            thread::sleep(POLL);
-        }
-        if !detached || !gone() {
-            eprintln!("{path:?} did not end by itself (detached: {detached}); cutting it off");
-            cut_off(&listed.minor);
-            let _ = run(Command::new("umount").arg("-l").arg(path));
-        }
-        if !detached && mount_at(path).is_some() {
-            eprintln!("{path:?} is still mounted");
-            return;
-        }
-    }
-}
-
-/// Cut the connection between kernel and daemon: whoever waits for an answer gets an error.
-fn cut_off(minor: &str) {
-    let switch = Path::new("/sys/fs/fuse/connections").join(minor).join("abort");
-    if !switch.exists() {
-        let at = "/sys/fs/fuse/connections";
-        let _ = run(Command::new("mount").args(["-t", "fusectl", "none", at]));
-    }
-    let _ = fs::write(switch, "1");
-}
-
-/// The process that serves the mount at `path`.
-pub(crate) fn daemon_of(path: &Path) -> Option<u32> {
-    let pids = fs::read_dir("/proc").expect("proc is mounted").flatten();
-    let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.find(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|&byte| byte == 0).collect();
-        let has = |word: &[u8]| words.contains(&word);
-        has(b"mount") && (has(b"--daemon") || has(b"--foreground")) && has(path.as_os_str().as_bytes())
-    })
-}
-
-/// Is there such a process, and not only what is left of it?
-pub(crate) fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
-}
-
-// ---- mounts ----
 
 /// A source and its mount.
 pub(crate) struct Mount {
@@ -403,7 +149,12 @@ impl Mount {
             let meta = path.symlink_metadata();
             Shown::of(&meta.unwrap_or_else(|error| panic!("stat of {path:?}: {error}")))
         });
-        assert_eq!(view, source, "left: the mount, right: the source, of {:?}", name.as_ref());
+        assert_eq!(
+            view,
+            source,
+            "left: the mount, right: the source, of {:?}",
+            name.as_ref()
+        );
     }
 }
 
@@ -494,7 +245,7 @@ impl Drop for ReleaseOnDrop {
         control.hang(false);
         control.hang_path(None);
         control.fail(None);
-        for kind in crate::slow_source::Kind::ALL {
+        for kind in Kind::ALL {
             control.hang_kind(*kind, false);
             control.fail_kind(*kind, None);
         }
@@ -548,7 +299,11 @@ impl Slow {
 pub(crate) fn names(dir: &Path) -> Vec<OsString> {
     let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("listing {dir:?}: {error}"));
     let mut names: Vec<OsString> = entries
-        .map(|entry| entry.unwrap_or_else(|error| panic!("listing {dir:?}: {error}")).file_name())
+        .map(|entry| {
+            entry
+                .unwrap_or_else(|error| panic!("listing {dir:?}: {error}"))
+                .file_name()
+        })
         .collect();
     names.sort();
     for pair in names.windows(2) {

@@ -1,13 +1,15 @@
 //! A source that hangs: what is cached never waits for it, what is not waits without harm.
 
+use crate::fixture::{Running, equal};
 use crate::fixture::{
     SOON, Slow, assert_equal_bytes, daemon_of, eventually, is_alive, let_age, mount_at, names,
     pattern, python, run, umount, warmfs, within,
 };
-use crate::fixture::{Running, equal};
 use crate::slow_source::Kind;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a person does not notice.
@@ -32,7 +34,9 @@ fn assert_quick(what: &str, mut measure: impl FnMut() -> Vec<Duration>) {
         if quick >= OPERATIONS * 9 / 10 && longest < BOUND {
             return;
         }
-        rounds.push(format!("{quick} of {OPERATIONS} quick, median {median:?}, longest {longest:?}"));
+        rounds.push(format!(
+            "{quick} of {OPERATIONS} quick, median {median:?}, longest {longest:?}"
+        ));
     }
     panic!("{what}: {rounds:#?}");
 }
@@ -122,14 +126,19 @@ fn assert_all_quick(slow: &Slow, when: &str) {
     });
     assert_quick(&each("readlink"), || {
         timed(|_| {
-            assert_eq!(fs::read_link(slow.view("link")).expect("readlink"), Path::new("dir/7"));
+            assert_eq!(
+                fs::read_link(slow.view("link")).expect("readlink"),
+                Path::new("dir/7")
+            );
         })
     });
     let path = slow.view("dir/3");
     assert_quick(&each("getxattr"), || {
         let said = run(&mut python(GETXATTR, [&path])).ok();
         let nanos = |line: &str| line.parse().expect("a number");
-        said.lines().map(|line| Duration::from_nanos(nanos(line))).collect()
+        said.lines()
+            .map(|line| Duration::from_nanos(nanos(line)))
+            .collect()
     });
 }
 
@@ -180,7 +189,8 @@ fn the_first_question_to_a_source_that_hangs_costs_little() {
 }
 
 /// The disk behind one file is broken, and many programs wait for that file. The others can still be read, also those
-/// that were never read before, and new ones can be written.
+/// that were never read before, and new ones can be written. (Not in the very directory in which a name is being looked
+/// up: there the kernel itself makes who wants to create something wait.)
 #[test]
 fn a_hang_on_one_file_leaves_the_others_usable() {
     let slow = warm(&[]);
@@ -191,8 +201,11 @@ fn a_hang_on_one_file_leaves_the_others_usable() {
             Running::start(move || fs::read(path))
         })
         .collect();
-    assert!(slow.control().wait_held(1, SOON), "nobody waits for the file");
-    let (cold, new) = (slow.view("cold"), slow.view("new"));
+    assert!(
+        slow.control().wait_held(1, SOON),
+        "nobody waits for the file"
+    );
+    let (cold, new) = (slow.view("cold"), slow.view("dir/new"));
     within("another file is read and written", SOON, move || {
         assert_eq!(fs::read(cold).expect("read"), b"never read");
         fs::write(&new, b"written").expect("write");
@@ -206,6 +219,40 @@ fn a_hang_on_one_file_leaves_the_others_usable() {
     }
 }
 
+/// The same when the file is known and open, and it is its content that cannot be read.
+#[test]
+fn many_reads_of_a_file_that_hangs_leave_the_others_usable() {
+    const SIZE: usize = 32 << 20;
+    let slow = Slow::with(&[], |disk| {
+        fs::write(disk.join("broken"), pattern(SIZE, 1)).expect("write");
+        fs::write(disk.join("cold"), b"never read").expect("write");
+    });
+    let broken = Arc::new(File::open(slow.view("broken")).expect("open"));
+    slow.control().hang_path(Some("broken"));
+    // Far from each other, so that each is a request of its own.
+    let stuck: Vec<_> = (0..60u64)
+        .map(|index| {
+            let file = broken.clone();
+            let mut part = vec![0; 1000];
+            let at = index * (SIZE as u64 / 60);
+            Running::start(move || file.read_exact_at(&mut part, at).map(|()| (at, part)))
+        })
+        .collect();
+    assert!(slow.control().wait_held(4, SOON), "nobody waits");
+    let (cold, new) = (slow.view("cold"), slow.view("new"));
+    within("another file is read and written", SOON, move || {
+        assert_eq!(fs::read(cold).expect("read"), b"never read");
+        fs::write(&new, b"written").expect("write");
+        assert_eq!(fs::read(&new).expect("read"), b"written");
+    });
+    slow.control().hang_path(None);
+    let wanted = pattern(SIZE, 1);
+    for reader in stuck {
+        let (at, part) = reader.join("a read that was held", SOON).expect("read");
+        assert_equal_bytes("a part", &part, &wanted[at as usize..][..1000]);
+    }
+}
+
 /// A server that comes back: whoever waited gets what he asked for, and everything is as if nothing had happened.
 #[test]
 fn what_waited_goes_on_when_the_source_answers_again() {
@@ -214,7 +261,11 @@ fn what_waited_goes_on_when_the_source_answers_again() {
     let (cold, new) = (slow.view("cold"), slow.view("new"));
     let reader = Running::start(move || fs::read(cold));
     let writer = Running::start(move || fs::write(new, b"written"));
-    assert!(slow.control().wait_held(2, SOON), "{} are held", slow.control().held());
+    assert!(
+        slow.control().wait_held(2, SOON),
+        "{} are held",
+        slow.control().held()
+    );
     assert!(reader.is_running() && writer.is_running());
     // Somebody changes a file that we hold while we cannot know of it.
     fs::write(slow.disk("dir/5"), b"changed").expect("write");
@@ -228,26 +279,24 @@ fn what_waited_goes_on_when_the_source_answers_again() {
     });
 }
 
-/// No test of mine has a lock on the mount: it must go although the source hangs.
-fn assert_unmounts(slow: &Slow, command: &[&str]) {
-    let at = slow.mount.at().to_owned();
-    let pid = daemon_of(&at).expect("the daemon runs");
-    let said = run(warmfs(command).arg(&at));
-    said.ok();
-    assert!(mount_at(&at).is_none(), "still mounted");
-    eventually("the daemon ends", SOON, || equal(is_alive(pid), false));
-}
-
-/// The first thing that a person does when a server hangs. `umount` of an NFS mount hangs then itself.
+/// The first thing that a person does when a server hangs. `umount` of an NFS mount hangs then itself. (The daemon may
+/// have to wait for the source to close its files, but it has no mount any more.)
 #[test]
 fn umount_works_while_the_source_hangs() {
     for args in [&["--ttl", "0.3"][..], &["--ttl", "0"], &["--ttl", "600"]] {
-        let slow = warm(args);
-        slow.control().hang(true);
-        if args[1] == "0.3" {
-            use_up_the_ttl(&slow);
+        for command in [&["umount"][..], &["umount", "--lazy"]] {
+            let slow = warm(args);
+            slow.control().hang(true);
+            if args[1] == "0.3" {
+                use_up_the_ttl(&slow);
+            }
+            let at = slow.mount.at();
+            let pid = daemon_of(at).expect("the daemon runs");
+            run(warmfs(command).arg(at)).ok();
+            assert!(mount_at(at).is_none(), "still mounted, {args:?}");
+            slow.control().hang(false);
+            eventually("the daemon ends", SOON, || equal(is_alive(pid), false));
         }
-        assert_unmounts(&slow, &["umount"]);
     }
 }
 
@@ -271,9 +320,10 @@ fn umount_lazy_works_while_programs_wait_for_the_source() {
     eventually("the daemon ends", SOON, || equal(is_alive(pid), false));
 }
 
-/// A signal to end while the source hangs and programs wait: the daemon does not wait with them.
+/// A signal to end while the source hangs and a program waits: the mount does not wait with it, and the program is let
+/// go.
 #[test]
-fn a_signal_ends_the_daemon_while_the_source_hangs() {
+fn a_signal_ends_the_mount_while_the_source_hangs() {
     let slow = warm(&[]);
     slow.control().hang_kind(Kind::Read, true);
     let cold = slow.view("cold");
@@ -282,11 +332,19 @@ fn a_signal_ends_the_daemon_while_the_source_hangs() {
     let pid = slow.mount.pid();
     let process = nix::unistd::Pid::from_raw(pid as i32);
     nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM).expect("kill");
-    eventually("the daemon ends", SOON, || equal(is_alive(pid), false));
-    assert!(mount_at(slow.mount.at()).is_none(), "still mounted");
-    let error = reader.join("the read", SOON).expect_err("nobody is left to answer");
+    eventually("nothing is mounted", SOON, || {
+        equal(mount_at(slow.mount.at()).is_none(), true)
+    });
+    let error = reader
+        .join("the read", SOON)
+        .expect_err("nobody is left to answer");
     assert!(
-        matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO)),
+        matches!(
+            error.raw_os_error(),
+            Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO)
+        ),
         "{error}"
     );
+    slow.control().hang_kind(Kind::Read, false);
+    eventually("the daemon ends", SOON, || equal(is_alive(pid), false));
 }

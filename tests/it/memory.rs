@@ -9,7 +9,10 @@ const OWN_KIB: u64 = 40 << 10;
 
 fn status_kib(pid: u32, field: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon runs");
-    let line = text.lines().find(|line| line.starts_with(field)).expect("the field is there");
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(field))
+        .expect("the field is there");
     let number = line.split_whitespace().nth(1).expect("a number");
     number.parse().expect("a number")
 }
@@ -30,7 +33,10 @@ fn a_small_cache_stays_small() {
         file.read_exact(&mut buffer).expect("read");
         assert_equal_bytes(&format!("MiB {index}"), &buffer, wanted);
         let now = status_kib(pid, "VmRSS:");
-        assert!(now < before + OWN_KIB, "{before} KiB before, {now} KiB at MiB {index}");
+        assert!(
+            now < before + OWN_KIB,
+            "{before} KiB before, {now} KiB at MiB {index}"
+        );
     }
     // Backwards, in odd pieces: what was kept and what was not.
     for at in (0..SIZE - 10_000).rev().step_by(1_234_567) {
@@ -43,5 +49,8 @@ fn a_small_cache_stays_small() {
     mount.assert_content("copy", &bytes);
     let peak = status_kib(pid, "VmHWM:");
     println!("{before} KiB before, {peak} KiB at most");
-    assert!(peak < before + OWN_KIB, "{before} KiB before, {peak} KiB at most");
+    assert!(
+        peak < before + OWN_KIB,
+        "{before} KiB before, {peak} KiB at most"
+    );
 }
