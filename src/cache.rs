@@ -89,7 +89,7 @@ impl Version {
         }
     }
 
-    fn is_coarse(&self) -> bool {
+    pub(crate) fn is_coarse(&self) -> bool {
         self.mtime.nanos == 0 && self.ctime.nanos == 0
     }
 

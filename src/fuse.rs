@@ -109,7 +109,7 @@ impl Face {
 
     fn dispose(&self, garbage: Garbage) {
         if !garbage.is_empty() {
-            self.patience.pool().submit(0, move || drop(garbage));
+            self.patience.work(0, move || drop(garbage));
         }
     }
 
@@ -719,7 +719,7 @@ impl Filesystem for Face {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
@@ -729,7 +729,7 @@ impl Filesystem for Face {
         let closing = self.overlay.release(fh.0);
         reply.ok();
         if closing.is_some() {
-            self.patience.pool().submit(0, move || drop(closing));
+            self.patience.work(ino.0, move || drop(closing));
         }
     }
 

@@ -2,9 +2,11 @@
 
 use super::attrs::{Attr, Xattrs};
 use super::handles::OpenFile;
+use super::inodes::Epoch;
 use super::{Caller, Entry, NodeId, Overlay, STALE, shown};
 use crate::backing::BackingFile;
-use crate::cache::{FileId, Trust, Version};
+use crate::cache::{Check, FileId, OpenRecord, Trust, Version};
+use crate::clock::Moment;
 use crate::error::{Error, Result};
 use crate::file::{CachedFile, Changed};
 use crate::span::Span;
@@ -42,6 +44,14 @@ pub struct How {
     pub append: bool,
     /// The write takes set-user-id and set-group-id bits away: the writer is not privileged.
     pub clear_setid: bool,
+}
+
+/// A comparison of a file's content and attributes with the source, from before the source was asked.
+struct Asking {
+    record: OpenRecord,
+    check: Check,
+    epoch: Epoch,
+    now: Moment,
 }
 
 /// Attributes to set; what is `None` stays.
@@ -90,7 +100,9 @@ impl Overlay {
             Some(fd) => BackingFile::opened(self.source.clone(), fd),
             None => {
                 let overlay = self.clone();
-                BackingFile::lazy(self.source.clone(), move || overlay.read_descriptor(id))
+                BackingFile::lazy(self.source.clone(), move || {
+                    overlay.read_descriptor(id).map(|(fd, _)| fd)
+                })
             }
         };
         if trust == Trust::Ttl && self.cache.version(version.id) != Some(version) {
@@ -106,12 +118,14 @@ impl Overlay {
 
     /// Open.
     pub fn open(&self, caller: Caller, id: NodeId, flags: i32) -> Result<Opened> {
-        let fd = if is_readable_only(flags) {
+        let asking = self.asking(id)?;
+        let (fd, stat) = if is_readable_only(flags) {
             self.read_descriptor(id)?
         } else {
-            Arc::new(self.descriptor(id, source_flags(flags))?)
+            let (fd, stat) = self.descriptor(id, source_flags(flags))?;
+            (Arc::new(fd), Some(stat))
         };
-        let (file, stat) = self.cached_file(id, fd)?;
+        let (file, stat) = self.compared_file(id, fd, asking, stat)?;
         if flags & libc::O_TRUNC != 0 {
             self.cut(caller, id, &file, 0)?;
             return Ok(Opened {
@@ -129,45 +143,52 @@ impl Overlay {
         self.files.insert(OpenFile { node: id, file })
     }
 
-    fn record(&self, id: NodeId, file: FileId) -> crate::cache::OpenRecord {
+    fn record(&self, id: NodeId, file: FileId) -> OpenRecord {
         self.cache.open(file, || self.inodes.lock().path(id))
     }
 
-    /// The data path of an open descriptor, its record compared with the source.
-    fn cached_file(&self, id: NodeId, fd: Arc<OwnedFd>) -> Result<(CachedFile, Stat)> {
-        self.compared_file(id, fd, None)
+    /// Begin to compare the content of `id`, before the source is asked anything.
+    fn asking(&self, id: NodeId) -> Result<Asking> {
+        let (file, epoch) = {
+            let inodes = self.inodes.lock();
+            (inodes.get(id).ok_or(STALE)?.file, inodes.epoch())
+        };
+        Ok(Asking {
+            record: self.record(id, file),
+            check: self.cache.begin_check(file),
+            epoch,
+            now: self.now(),
+        })
     }
 
-    /// The same; `stat`: what the source said of a file that was made just now.
+    /// The data path of an open descriptor, its record compared with the source: with `stat`, when the source
+    /// said that since `asking`.
     fn compared_file(
         &self,
         id: NodeId,
         fd: Arc<OwnedFd>,
+        asking: Asking,
         stat: Option<Stat>,
     ) -> Result<(CachedFile, Stat)> {
-        let (file, asked, now) = {
-            let mut inodes = self.inodes.lock();
-            let asked = inodes.epoch();
-            let node = inodes.get_mut(id).ok_or(STALE)?;
-            if node.open.strong_count() == 0 {
-                node.open = Arc::downgrade(&fd);
-            }
-            (node.file, asked, self.now())
-        };
-        let record = self.record(id, file);
-        let check = self.cache.begin_check(file);
         let stat = match stat {
             Some(stat) => stat,
-            None => {
-                let stat = self.source.stat(&*fd, Self::FRESH)?;
-                let attr = Attr { stat, checked: now };
-                self.inodes.lock().store_attr(id, attr, asked);
-                stat
-            }
+            None => self.source.stat(&*fd, Self::FRESH)?,
         };
-        self.cache.finish_check(check, Version::of(&stat));
+        self.cache.finish_check(asking.check, Version::of(&stat));
+        let attr = Attr {
+            stat,
+            checked: asking.now,
+        };
+        let mut inodes = self.inodes.lock();
+        inodes.store_attr(id, attr, asking.epoch);
+        if let Some(node) = inodes.get_mut(id)
+            && node.open.strong_count() == 0
+        {
+            node.open = Arc::downgrade(&fd);
+        }
+        drop(inodes);
         let backing = BackingFile::opened(self.source.clone(), fd);
-        Ok((CachedFile::new(record, backing), stat))
+        Ok((CachedFile::new(asking.record, backing), stat))
     }
 
     /// The version in attributes from memory, with the source's own inode number.
@@ -186,19 +207,31 @@ impl Overlay {
         let Some(node) = inodes.get_mut(id) else {
             return Keep::No;
         };
-        let keep = matches!(node.seen, Some((seen, false)) if seen == version);
+        // A version that we know of old, or made ourselves, stays what it was.
+        if matches!(node.seen, Some((seen, false)) if seen == version) {
+            return Keep::Yes;
+        }
         node.seen = Some((version, racy));
-        if keep { Keep::Yes } else { Keep::No }
+        Keep::No
     }
 
-    /// A descriptor for reading, shared by all who read the file and kept for a while after the last.
-    fn read_descriptor(&self, id: NodeId) -> Result<Arc<OwnedFd>> {
+    /// The file was made by us just now: the kernel's pages will be our own writes.
+    fn keep_own(&self, id: NodeId, version: Version) {
+        if let Some(node) = self.inodes.lock().get_mut(id) {
+            node.seen = Some((version, version.is_coarse()));
+        }
+    }
+
+    /// A descriptor for reading, shared by all who read the file and kept for a while after the last; with
+    /// the file's stat if it was opened just now.
+    fn read_descriptor(&self, id: NodeId) -> Result<(Arc<OwnedFd>, Option<Stat>)> {
         let now = self.now();
         let cached = self.inodes.lock().read_fd(id, now);
         if let Some(fd) = cached {
-            return Ok(fd);
+            return Ok((fd, None));
         }
-        let fd = Arc::new(self.descriptor(id, OFlag::O_RDONLY)?);
+        let (fd, stat) = self.descriptor(id, OFlag::O_RDONLY)?;
+        let fd = Arc::new(fd);
         let mut inodes = self.inodes.lock();
         if let Some(file) = inodes.get(id).map(|node| node.file) {
             inodes.keep_read_fd(id, file, fd.clone(), now);
@@ -206,20 +239,24 @@ impl Overlay {
         let garbage = inodes.take_garbage();
         drop(inodes);
         drop(garbage);
-        Ok(fd)
+        Ok((fd, Some(stat)))
     }
 
-    /// A new descriptor of exactly this file.
-    fn descriptor(&self, id: NodeId, flags: OFlag) -> Result<OwnedFd> {
+    /// A new descriptor of exactly this file, and the file's stat.
+    fn descriptor(&self, id: NodeId, flags: OFlag) -> Result<(OwnedFd, Stat)> {
         let open = |dir: &Arc<OwnedFd>, name: &OsStr| {
             let fd = self.source.open_file(&**dir, name, flags)?;
-            let stat = self.source.stat(&fd, false)?;
-            self.same_file(id, &stat).map(|()| fd)
+            let stat = self.source.stat(&fd, Self::FRESH)?;
+            self.same_file(id, &stat).map(|()| (fd, stat))
         };
         let by_name = self.with_descriptor(|| self.settled(|| self.try_names(id, open)));
         match by_name {
             Err(error) if error.errno() == Errno::ESTALE => match self.held(id) {
-                Some(held) => self.source.reopen(&*held, flags),
+                Some(held) => {
+                    let fd = self.source.reopen(&*held, flags)?;
+                    let stat = self.source.stat(&fd, Self::FRESH)?;
+                    Ok((fd, stat))
+                }
                 None => Err(error),
             },
             other => other,
@@ -334,8 +371,9 @@ impl Overlay {
             let open = self.files.get(handle)?;
             return self.cut(caller, id, &open.file, size);
         }
-        let fd = Arc::new(self.descriptor(id, OFlag::O_WRONLY)?);
-        let (file, _) = self.cached_file(id, fd)?;
+        let asking = self.asking(id)?;
+        let (fd, stat) = self.descriptor(id, OFlag::O_WRONLY)?;
+        let (file, _) = self.compared_file(id, Arc::new(fd), asking, Some(stat))?;
         self.cut(caller, id, &file, size)
     }
 
@@ -612,13 +650,15 @@ impl Overlay {
         }
         let entry = self.learn(parent, name, stat, now, asked);
         let opened = self
-            .compared_file(entry.node, Arc::new(fd), Some(stat))
+            .asking(entry.node)
+            .and_then(|asking| self.compared_file(entry.node, Arc::new(fd), asking, Some(stat)))
             .and_then(|(file, stat)| {
                 if flags & libc::O_TRUNC != 0 && stat.size > 0 {
                     self.cut(caller, entry.node, &file, 0)?;
                 }
+                self.keep_own(entry.node, Version::of(&stat));
                 Ok(Opened {
-                    keep: self.keep(entry.node, Version::of(&stat)),
+                    keep: Keep::No,
                     handle: self.insert(entry.node, file),
                 })
             });
