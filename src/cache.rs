@@ -293,8 +293,9 @@ impl Cache {
         self.index.lock().is_trusted(id, now, self.ttl)
     }
 
-    /// Has the record any slot? Then a write must first make sure that nobody else changed the file, or
-    /// stamping the record with its own version would hide that change for ever.
+    /// Has the record any slot, or will it soon (a read is under way)? Then a write must first make sure that
+    /// nobody else changed the file, or stamping the record with its own version would hide that change for
+    /// ever.
     pub fn holds(&self, id: FileId) -> bool {
         self.index.lock().holds(id)
     }

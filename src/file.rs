@@ -153,18 +153,11 @@ impl CachedFile {
         };
         let stat = source.stat(&fd, false)?;
         let after = Version::of(&stat);
-        if append {
+        let landed = pos + put as u64;
+        if append && stat.size != landed {
             ticket.commit_unknown(after);
-            if stat.size == pos + size && put as u64 == size {
-                // It did land at `pos`, and nothing came after it. A second ticket keeps the bytes: they
-                // are in the source, and nobody can have cached others since the first one ended.
-                let keep = self.cache().begin_write(self.id(), Span::new(pos, size));
-                keep.commit(&data, after);
-            }
-        } else if put as u64 == size {
-            ticket.commit(&data, after);
         } else {
-            drop(ticket);
+            ticket.commit(&data.slice(..put), after);
         }
         Ok(Changed { value: put, stat })
     }

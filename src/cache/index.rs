@@ -145,6 +145,9 @@ impl Record {
 
     /// Start of every slot that shares a byte with `span`.
     fn overlapped(&self, span: Span) -> SmallVec<[u64; 8]> {
+        if span.is_empty() {
+            return SmallVec::new();
+        }
         let from = match self.slot_at(span.pos) {
             Some((start, _)) => start,
             None => span.pos,
@@ -212,7 +215,9 @@ impl Index {
     }
 
     pub(super) fn holds(&self, id: FileId) -> bool {
-        self.records.get(&id).is_some_and(|r| !r.slots.is_empty())
+        self.records
+            .get(&id)
+            .is_some_and(|r| !r.slots.is_empty() || !r.flights.is_empty())
     }
 
     pub(super) fn version(&self, id: FileId) -> Option<Version> {
@@ -373,6 +378,15 @@ impl Index {
         }
     }
 
+    fn remove_all(&mut self, id: FileId, dropped: &mut Dropped) {
+        if let Some(record) = self.records.get(&id) {
+            let all: Vec<u64> = record.slots.keys().copied().collect();
+            for pos in all {
+                self.remove_slot(id, pos, dropped);
+            }
+        }
+    }
+
     /// Forget the bytes of `span`; what slots have outside of it stays.
     fn cut(&mut self, id: FileId, span: Span, dropped: &mut Dropped) {
         let Some(record) = self.records.get(&id) else {
@@ -435,40 +449,40 @@ impl Index {
         let sole = record.generation == generation;
         record.generation += 1;
         record.writers -= 1;
-        match after {
-            Some(after) => {
-                // Of concurrent writes, the one that saw the latest timestamps saw the final state.
-                let stamp = match record.version {
-                    Some(version) if !sole => version.later(after),
-                    _ => after,
-                };
-                record.version = Some(stamp);
-                record.checked = Some(now);
-            }
-            // What a failed write left behind is known only for its span; the version is not.
-            None => {
-                record.version = None;
-                record.checked = None;
-            }
-        }
+        let Some(after) = after else {
+            // What a failed write left behind is not known: nothing can be stamped any more.
+            record.version = None;
+            record.checked = None;
+            self.remove_all(id, &mut dropped);
+            self.retire(id);
+            return dropped;
+        };
+        record.version = match record.version {
+            _ if sole => Some(after),
+            // Of concurrent writes, the one that saw the latest timestamps saw the final state.
+            Some(version) => Some(version.later(after)),
+            // One of them failed, and this one may have looked before that.
+            None => None,
+        };
+        record.checked = Some(now);
         let end = record.end();
-        match (data, after) {
-            (Some(data), Some(after)) if sole => {
-                for start in record.overlapped(span) {
+        match data {
+            Some(data) if sole => {
+                let written = Span::new(span.pos, data.len() as u64);
+                for start in record.overlapped(written) {
                     if let Some(slot) = record.slots.get_mut(&start) {
-                        patch(slot, start, span, data);
+                        patch(slot, start, written, data);
                         slot.racy |= after.is_coarse();
                     }
                 }
                 // Coarse timestamps cannot tell our write from a stranger's a moment later.
-                self.insert_gaps(id, span, data, after.is_coarse(), &mut dropped);
+                self.insert_gaps(id, written, data, after.is_coarse(), &mut dropped);
+                self.cut(id, Span::between(written.end(), span.end()), &mut dropped);
             }
             _ => self.cut(id, span, &mut dropped),
         }
         // A version of another writer may end before our bytes do (invariant 1).
-        if after.is_some() {
-            self.cut(id, Span::from(end), &mut dropped);
-        }
+        self.cut(id, Span::from(end), &mut dropped);
         self.enforce_limit(&mut dropped);
         self.retire(id);
         dropped
@@ -515,10 +529,7 @@ impl Index {
             if new {
                 return (Compared::New, dropped);
             }
-            let all: Vec<u64> = record.slots.keys().copied().collect();
-            for pos in all {
-                self.remove_slot(id, pos, &mut dropped);
-            }
+            self.remove_all(id, &mut dropped);
         }
         self.retire(id);
         (Compared::Changed, dropped)
@@ -554,12 +565,7 @@ impl Index {
 
     pub(super) fn evict(&mut self, id: FileId) -> Dropped {
         let mut dropped = Dropped::default();
-        if let Some(record) = self.records.get(&id) {
-            let all: Vec<u64> = record.slots.keys().copied().collect();
-            for pos in all {
-                self.remove_slot(id, pos, &mut dropped);
-            }
-        }
+        self.remove_all(id, &mut dropped);
         self.retire(id);
         dropped
     }

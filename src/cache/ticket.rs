@@ -6,8 +6,8 @@
 //! 1. A [`Fill`] is kept only if the generation did not move since it began.
 //! 2. A [`Write`] that commits patches the slots only if the generation did not move since it began;
 //!    otherwise it drops what it overlaps.
-//! 3. A write ticket that is dropped unfinished is a failed write: drop the overlap, bump. Forgetting to
-//!    finish is safe.
+//! 3. A write ticket that is dropped unfinished is a failed write: the version is unknown from then on, so
+//!    drop all, bump. Forgetting to finish is safe.
 //! 4. A reader joins a flight only if that flight began in the current generation (see `flight`).
 //!
 //! A changed version is a stranger's write of everything: drop all, bump. While a write is under way a
@@ -103,10 +103,10 @@ impl Write {
         }
     }
 
-    /// `data` is now in the source at the start of the span, which it fills. Patches the slots that it
-    /// overlaps in place and keeps the rest as new ones.
+    /// `data` is now in the source at the start of the span. Patches the slots that it overlaps in place, keeps
+    /// what no slot has as new ones, and drops what is left of the span.
     pub fn commit(mut self, data: &Bytes, after: Version) {
-        debug_assert_eq!(data.len() as u64, self.span.size);
+        debug_assert!(data.len() as u64 <= self.span.size);
         self.end(Some(data), Some(after));
     }
 

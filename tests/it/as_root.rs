@@ -64,7 +64,7 @@ fn what_a_user_makes_belongs_to_that_user() {
         fs::write(source.join("secret"), "secret").expect("write");
         fs::set_permissions(source.join("secret"), Permissions::from_mode(0o600)).expect("chmod");
     });
-    let line = "umask 027 && echo content >f && mkdir d && ln -s f l && mkfifo p && ln f h && cat f >>h && chmod 4711 f";
+    let line = "umask 027 && echo content >f && mkdir d && ln -s f l && mkfifo p && ln f h && echo more >>h && chmod 4711 f";
     as_user(&AS_NOBODY, &mount.view("dir"), line).ok();
     for (name, mode) in [
         ("f", Some(0o4711)),
@@ -156,21 +156,21 @@ chmod 666 "$2/dev/fuse"
 mount --bind "$2/dev/fuse" /dev/fuse
 cd "$2"
 user() { setpriv --reuid=65534 --regid=65534 --clear-groups -- "$@"; }
+wrong() { echo "$1"; exit 1; }
 user "$1" mount 'a source, with "odd" \ characters' 'a view, too'
 grep 'a\\040view,\\040too' /proc/self/mountinfo
-cd 'a view, too'
-user cat f
-user sh -c 'echo written >new; mkdir dir; mv new dir/; chmod 600 dir/new; cat dir/new'
-! user sh -c 'echo x >not-mine' || { echo 'wrote a file of another user'; exit 1; }
-! user cat secret || { echo 'read a file of another user'; exit 1; }
-cd ..
-! user "$1" umount --lazy nothing || exit 1
+user cat 'a view, too/f'
+user sh -c 'cd "a view, too"; echo written >new; mkdir dir; mv new dir/; chmod 600 dir/new; cat dir/new'
+! user sh -c 'echo x >"a view, too/not-mine"' || wrong 'wrote a file of another user'
+! user cat 'a view, too/secret' || wrong 'read a file of another user'
+! ls 'a view, too' || wrong 'another user got in, though only root'
+! user "$1" umount --lazy nothing || wrong 'unmounted nothing'
 user "$1" umount 'a view, too'
-! grep fuse.warmfs /proc/self/mountinfo | grep too || { echo 'still mounted'; exit 1; }
+! grep fuse.warmfs /proc/self/mountinfo | grep ',\\040too' || wrong 'still mounted'
 user "$1" mount --read-only -o noexec 'a source, with "odd" \ characters' 'a view, too'
-! user sh -c 'echo x >"a view, too/f"' || exit 1
+! user sh -c 'echo x >"a view, too/f"' || wrong 'wrote to a read-only mount'
 user sh -c 'exec 3<"a view, too/f"; ! "$0" umount "a view, too" || exit 1; "$0" umount --lazy "a view, too"' "$1"
-! user "$1" mount --allow-other source view 2>allow-other || exit 1
+! user "$1" mount --allow-other source view 2>allow-other || wrong 'let others in'
 cat allow-other
 "#;
 
@@ -218,6 +218,8 @@ fn a_user_mounts_without_root() {
     let said = run(&mut command);
     assert!(said.status.success(), "{said:#?}");
     assert!(said.stdout.contains("content"), "{said:#?}");
+    let listed = r#"with\040"odd"\040\134\040characters"#;
+    assert!(said.stdout.contains(listed), "{said:#?}");
     assert!(said.stdout.contains("written"), "{said:#?}");
     assert!(said.stderr.contains("Permission denied"), "{said:#?}");
     assert!(said.stderr.contains("Read-only file system"), "{said:#?}");

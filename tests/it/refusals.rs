@@ -131,9 +131,9 @@ fn values_that_mean_nothing() {
     let dirs = Dirs::new();
     for (args, wanted) in [
         (&["--memory", "lots"][..], &["--memory", "64M"][..]),
-        (&["--memory", "-5"], &["--memory"]),
+        (&["--memory=-5"], &["--memory", "64M"]),
         (&["--ttl", "soon"], &["--ttl", "seconds"]),
-        (&["--ttl", "-1"], &["--ttl"]),
+        (&["--ttl=-1"], &["--ttl", "seconds"]),
         (&["--ttl", "1e30"], &["--ttl", "at most a year"]),
         (&["--io-threads", "0"], &["--io-threads", "from 4"]),
         (&["-o", "bogus"], &["bogus", "known are"]),

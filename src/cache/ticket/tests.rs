@@ -146,8 +146,6 @@ enum State {
     Change(Write),
     AfterChange(Write, Option<usize>),
     Commit(Write, usize, Version),
-    KeepAppended(usize, Version),
-    CommitAppended(Write, usize, Version),
     Chmod(Version),
     StatAgain(Version),
     Restamp(Version, Version),
@@ -238,10 +236,6 @@ impl Actor {
             State::AfterChange(w, change) => write!(text, "|after {} {change:?}", w.generation),
             State::Commit(w, change, version) => {
                 write!(text, "|commit {} {change} {version:?}", w.generation)
-            }
-            State::KeepAppended(change, version) => write!(text, "|keep {change} {version:?}"),
-            State::CommitAppended(w, change, version) => {
-                write!(text, "|appended {} {change} {version:?}", w.generation)
             }
             State::Chmod(version) => write!(text, "|chmod {version:?}"),
             State::StatAgain(version) => write!(text, "|again {version:?}"),
@@ -378,10 +372,10 @@ impl World {
             State::Start => "start",
             State::Compare(_) => "stat",
             State::Stat(..) => "finish_check",
-            State::BeginWrite | State::KeepAppended(..) => "begin_write",
+            State::BeginWrite => "begin_write",
             State::Change(_) | State::Chmod(_) => "change",
             State::AfterChange(..) | State::StatAgain(_) => "stat or give up",
-            State::Commit(..) | State::CommitAppended(..) => "commit",
+            State::Commit(..) => "commit",
             State::Restamp(..) => "restamp",
             State::Look => "get",
             State::Next(_) => "next",
@@ -457,22 +451,13 @@ impl World {
             State::Commit(ticket, change, version) => {
                 if self.actors[who].is_blind {
                     drop(ticket);
-                } else if how == How::Whole {
-                    ticket.commit(&Bytes::from(vec![byte; span.size as usize]), version);
-                } else {
+                } else if matches!(act, Act::Append(_)) && version.size != span.end()
+                    || how == How::Unknown && !matches!(act, Act::Append(_))
+                {
                     ticket.commit_unknown(version);
-                    if matches!(act, Act::Append(_)) && version.size == span.end() {
-                        return State::KeepAppended(change, version);
-                    }
+                } else {
+                    ticket.commit(&Bytes::from(vec![byte; span.size as usize]), version);
                 }
-                self.returned(who, Some(change));
-                State::Done
-            }
-            State::KeepAppended(change, version) => {
-                State::CommitAppended(self.cache.begin_write(ID, span), change, version)
-            }
-            State::CommitAppended(ticket, change, version) => {
-                ticket.commit(&Bytes::from(vec![byte; span.size as usize]), version);
                 self.returned(who, Some(change));
                 State::Done
             }
