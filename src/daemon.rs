@@ -18,7 +18,7 @@ pub fn run(args: &MountArgs) -> Result<ExitCode, Refused> {
     let is_root = nix::unistd::geteuid().is_root();
     let config = mount::check(&args.config(is_root))?;
     if !args.foreground && !args.daemon {
-        return start_daemon(args, &config);
+        return start_daemon();
     }
     crate::sys::trim_allocator();
     start_log(args)?;
@@ -54,26 +54,13 @@ fn refused(what: &str, error: &dyn std::fmt::Display) -> Refused {
 }
 
 /// Start this program again as the daemon, wait for its word.
-fn start_daemon(
-    args: &MountArgs,
-    config: &crate::config::MountConfig,
-) -> Result<ExitCode, Refused> {
+fn start_daemon() -> Result<ExitCode, Refused> {
     let no_start = |error: std::io::Error| refused("cannot start the daemon", &error);
     let own = std::env::current_exe().map_err(no_start)?;
-    // The same words again, but with paths that hold from anywhere.
-    let typed: Vec<_> = std::env::args_os().skip(1).collect();
-    let mut child = Command::new(own);
-    for word in typed {
-        if word == *args.source.as_os_str() {
-            child.arg(&config.source);
-        } else if word == *args.mountpoint.as_os_str() {
-            child.arg(&config.mountpoint);
-        } else {
-            child.arg(word);
-        }
-    }
-    let mut child = child
-        .arg("--daemon")
+    // The same words once more, in the same directory: the daemon leaves it only when it has the paths.
+    let mut child = Command::new(own)
+        .args(["mount", "--daemon"])
+        .args(std::env::args_os().skip(2))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

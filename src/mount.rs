@@ -340,8 +340,12 @@ fn fuse_config(config: &MountConfig) -> fuser::Config {
         .clone()
         .unwrap_or_else(|| config.source.display().to_string());
     let options = &mut fuse.mount_options;
-    // fusermount3 takes the options as one list: commas in the name must not end it.
-    options.push(MountOption::FSName(name.replace(',', "\\,")));
+    options.push(MountOption::FSName(if nix::unistd::geteuid().is_root() {
+        name
+    } else {
+        // fusermount3 takes the options as one list: commas in the name must not end it.
+        name.replace('\\', "\\\\").replace(',', "\\,")
+    }));
     #[cfg(target_os = "linux")]
     options.push(MountOption::CUSTOM("subtype=warmfs".into()));
     if config.read_only {
@@ -426,6 +430,7 @@ impl Mounted {
             // Programs keep files open on a mount that is gone from the tree. Every write of theirs that
             // returned is in the source; the connection ends with this process.
             tracing::warn!("programs still use the mount; they lose it now");
+            self.abort();
         }
         self.invalidator.stop();
         if !self.patience.pool().stop(config::DRAIN) {
@@ -441,6 +446,21 @@ impl Mounted {
             stats.source_calls.get()
         );
         Ok(())
+    }
+
+    /// Cut the connection, so that whoever waits for an answer gets an error. This matters when our own threads
+    /// hang at the source: the process then cannot end, and its connection would not either.
+    fn abort(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some(device) = self.overlay.own_device() {
+            // Documentation/filesystems/fuse.rst, "Control filesystem". Usually mounted; without it the
+            // connection ends with the process.
+            let number = nix::sys::stat::minor(device);
+            let path = format!("/sys/fs/fuse/connections/{number}/abort");
+            if let Err(error) = std::fs::write(&path, "1") {
+                tracing::debug!("{path}: {error}");
+            }
+        }
     }
 
     fn has_ended(&self, wait: Duration) -> bool {

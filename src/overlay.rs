@@ -103,6 +103,9 @@ pub struct Overlay {
     own_device: std::sync::OnceLock<u64>,
 }
 
+/// How long a directory counts as flapping after a file in it was replaced between lookup and opening.
+const FLAPPING_FOR: Duration = Duration::from_secs(10);
+
 /// `NFS_SUPER_MAGIC` of statfs(2).
 const NFS_MAGIC: u64 = 0x6969;
 
@@ -138,6 +141,11 @@ impl Overlay {
     pub fn refuse_device(&self, device: u64) {
         // The first one stays; a mount sets it once.
         let _ = self.own_device.set(device);
+    }
+
+    /// The mount's own device.
+    pub fn own_device(&self) -> Option<u64> {
+        self.own_device.get().copied()
     }
 
     /// The cache below.
@@ -228,7 +236,11 @@ impl Overlay {
             Ok(stat) if self.own_device.get() == Some(&stat.dev) => {
                 Err(Error::new(Errno::ELOOP, "lookup"))
             }
-            Ok(stat) => Ok(self.learn(parent, name, stat, now, asked)),
+            Ok(stat) => {
+                let entry = self.learn(parent, name, stat, now, asked);
+                self.hold_if_flapping(parent, name, &entry);
+                Ok(entry)
+            }
             Err(error) if error.errno() == Errno::ENOENT => {
                 self.check_alive(parent, &dir)?;
                 let mut inodes = self.inodes.lock();
@@ -239,6 +251,35 @@ impl Overlay {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// In a directory where somebody else keeps replacing files, a file may be gone from its name before the
+    /// program that looked it up opens it, again and again. There a descriptor is taken with the lookup.
+    fn hold_if_flapping(&self, parent: NodeId, name: &OsStr, entry: &Entry) {
+        let now = self.now();
+        let flapping = entry.stat.is_file()
+            && self.inodes.lock().get(parent).is_some_and(|dir| {
+                dir.flapped
+                    .is_some_and(|then| now.since(then) < FLAPPING_FOR)
+            });
+        if !flapping || !self.keeps_graves {
+            return;
+        }
+        let Ok(dir) = self.dir(parent) else { return };
+        let Ok(named) = self.source.name(&*dir, name) else {
+            return;
+        };
+        let Ok(stat) = self.source.stat(&named, false) else {
+            return;
+        };
+        let garbage = {
+            let mut inodes = self.inodes.lock();
+            if inodes.is_same_file(entry.node, &stat) {
+                inodes.keep_named(entry.node, Arc::new(named), now);
+            }
+            inodes.take_garbage()
+        };
+        drop(garbage);
     }
 
     /// Everything is absent from a directory that was removed. If that happened behind our back another may
@@ -452,6 +493,19 @@ impl Overlay {
         Ok(handle)
     }
 
+    /// Do something under a name of the file `id`, whichever still leads to it. When none does, its names are
+    /// forgotten, so that the kernel's next lookup asks the source.
+    fn at_name<T>(&self, id: NodeId, f: impl Fn(&Arc<OwnedFd>, &OsStr) -> Result<T>) -> Result<T> {
+        let result = self.with_descriptor(|| self.settled(|| self.try_names(id, &f)));
+        if let Err(error) = &result
+            && error.errno() == Errno::ESTALE
+        {
+            let now = self.now();
+            self.inodes.lock().forget_names(id, now);
+        }
+        result
+    }
+
     /// Try `f` with each name that the file is known under, in turn, until one leads to the file.
     fn try_names<T>(
         &self,
@@ -474,9 +528,10 @@ impl Overlay {
 
     /// A descriptor that needs no name: of an open file, or kept for one that a rename replaced.
     fn held(&self, id: NodeId) -> Option<Arc<OwnedFd>> {
-        let inodes = self.inodes.lock();
+        let mut inodes = self.inodes.lock();
         let node = inodes.get(id)?;
-        node.open.upgrade().or_else(|| node.grave.clone())
+        let held = node.open.upgrade().or_else(|| node.grave.clone());
+        held.or_else(|| inodes.named(id))
     }
 
     fn is_dir(&self, id: NodeId) -> bool {
@@ -493,11 +548,9 @@ impl Overlay {
         if self.is_dir(id) {
             return self.source.stat(&*self.dir(id)?, Self::FRESH);
         }
-        self.settled(|| {
-            self.try_names(id, |dir, name| {
-                let stat = self.source.stat_at(&**dir, name, Self::FRESH)?;
-                self.same_file(id, &stat).map(|()| stat)
-            })
+        self.at_name(id, |dir, name| {
+            let stat = self.source.stat_at(&**dir, name, Self::FRESH)?;
+            self.same_file(id, &stat).map(|()| stat)
         })
     }
 
@@ -509,12 +562,11 @@ impl Overlay {
         if self.is_dir(id) {
             return self.dir(id);
         }
-        let named = |dir: &Arc<OwnedFd>, name: &OsStr| {
+        self.at_name(id, |dir, name| {
             let named = self.source.name(&**dir, name)?;
             let stat = self.source.stat(&named, false)?;
             self.same_file(id, &stat).map(|()| Arc::new(named))
-        };
-        self.with_descriptor(|| self.settled(|| self.try_names(id, named)))
+        })
     }
 
     fn same_file(&self, id: NodeId, stat: &Stat) -> Result<()> {

@@ -244,12 +244,11 @@ impl Overlay {
 
     /// A new descriptor of exactly this file, and the file's stat.
     fn descriptor(&self, id: NodeId, flags: OFlag) -> Result<(OwnedFd, Stat)> {
-        let open = |dir: &Arc<OwnedFd>, name: &OsStr| {
+        let by_name = self.at_name(id, |dir, name| {
             let fd = self.source.open_file(&**dir, name, flags)?;
             let stat = self.source.stat(&fd, Self::FRESH)?;
             self.same_file(id, &stat).map(|()| (fd, stat))
-        };
-        let by_name = self.with_descriptor(|| self.settled(|| self.try_names(id, open)));
+        });
         match by_name {
             Err(error) if error.errno() == Errno::ESTALE => match self.held(id) {
                 Some(held) => {
@@ -456,12 +455,10 @@ impl Overlay {
 
     /// Text of a symbolic link.
     pub fn readlink(&self, id: NodeId) -> Result<OsString> {
-        let (text, stat) = self.settled(|| {
-            self.try_names(id, |dir, name| {
-                let stat = self.source.stat_at(&**dir, name, false)?;
-                self.same_file(id, &stat)?;
-                Ok((self.source.readlink(&**dir, name)?, stat))
-            })
+        let (text, stat) = self.at_name(id, |dir, name| {
+            let stat = self.source.stat_at(&**dir, name, false)?;
+            self.same_file(id, &stat)?;
+            Ok((self.source.readlink(&**dir, name)?, stat))
         })?;
         if let Some(node) = self.inodes.lock().get_mut(id) {
             node.link = Some((text.clone(), Version::of(&stat)));
@@ -619,7 +616,7 @@ impl Overlay {
         if self.is_dir(id) {
             return self.source.access(&*self.dir(id)?, OsStr::new("."), mask);
         }
-        self.settled(|| self.try_names(id, |dir, name| self.source.access(&**dir, name, mask)))
+        self.at_name(id, |dir, name| self.source.access(&**dir, name, mask))
     }
 
     /// statvfs(3) of the source.

@@ -96,6 +96,8 @@ pub(super) struct Node {
     pub(super) open: Weak<OwnedFd>,
     /// Kept for a file that a rename replaced while the kernel still refers to it.
     pub(super) grave: Option<Arc<OwnedFd>>,
+    /// A directory: when a file in it was last replaced between lookup and opening.
+    pub(super) flapped: Option<Moment>,
     /// A directory: when it was last known to exist.
     pub(super) proven: Option<Moment>,
     /// The last name is gone, so the source may give the number to another file.
@@ -122,6 +124,8 @@ pub(super) struct Inodes {
     /// again. Both only save system calls; each entry belongs to a node that exists.
     dirs: LruCache<NodeId, Arc<OwnedFd>>,
     reads: LruCache<NodeId, (Arc<OwnedFd>, Moment)>,
+    /// Files held since their lookup, in directories that flap.
+    named: LruCache<NodeId, (Arc<OwnedFd>, Moment)>,
     garbage: Garbage,
 }
 
@@ -137,6 +141,7 @@ impl Inodes {
             idle_max: limits.idle_nodes,
             dirs: LruCache::new(limits.dir_handles),
             reads: LruCache::new(limits.read_handles),
+            named: LruCache::new(limits.read_handles),
             garbage: Garbage::default(),
         };
         let mut node = inodes.fresh(root, 0);
@@ -171,6 +176,7 @@ impl Inodes {
             xattrs: None,
             open: Weak::new(),
             grave: None,
+            flapped: None,
             proven: None,
             dead: false,
         }
@@ -293,6 +299,19 @@ impl Inodes {
     fn drop_name(&mut self, id: NodeId, parent: NodeId, name: &OsStr) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.names.retain(|(p, n)| *p != parent || n != name);
+        }
+    }
+
+    /// None of the names of `id` leads to it any more: somebody else moved or replaced it.
+    pub(super) fn forget_names(&mut self, id: NodeId, now: Moment) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        for (parent, name) in std::mem::take(&mut node.names) {
+            self.unset_child(parent, &name, id);
+            if let Some(dir) = self.nodes.get_mut(&parent) {
+                dir.flapped = Some(now);
+            }
         }
     }
 
@@ -451,22 +470,35 @@ impl Inodes {
         }
     }
 
+    /// The descriptor held since the lookup of `id`.
+    pub(super) fn named(&mut self, id: NodeId) -> Option<Arc<OwnedFd>> {
+        self.named.peek(&id).map(|(fd, _)| fd.clone())
+    }
+
+    /// Hold a descriptor from the lookup of `id` on.
+    pub(super) fn keep_named(&mut self, id: NodeId, fd: Arc<OwnedFd>, now: Moment) {
+        let evicted = self.named.push(id, (fd, now));
+        self.garbage.push(evicted.map(|(_, (fd, _))| fd));
+    }
+
     /// Close what is cached of `id`: it is being removed, and an open descriptor would keep its space
     /// allocated (or make an NFS client rename it instead of removing it).
     pub(super) fn close_cached(&mut self, id: NodeId) {
         self.garbage.push(self.dirs.pop(&id));
         self.garbage.push(self.reads.pop(&id).map(|(fd, _)| fd));
+        self.garbage.push(self.named.pop(&id).map(|(fd, _)| fd));
     }
 
     /// Close descriptors for reading that were not used for `idle`.
     pub(super) fn close_idle(&mut self, now: Moment, idle: Duration) {
-        while self
-            .reads
-            .peek_lru()
-            .is_some_and(|(_, (_, used))| now.since(*used) >= idle)
-        {
-            let oldest = self.reads.pop_lru();
-            self.garbage.push(oldest.map(|(_, (fd, _))| fd));
+        for kept in [&mut self.reads, &mut self.named] {
+            while kept
+                .peek_lru()
+                .is_some_and(|(_, (_, used))| now.since(*used) >= idle)
+            {
+                let oldest = kept.pop_lru();
+                self.garbage.push(oldest.map(|(_, (fd, _))| fd));
+            }
         }
     }
 
@@ -475,8 +507,10 @@ impl Inodes {
         while let Some((_, fd)) = self.dirs.pop_lru() {
             self.garbage.push(Some(fd));
         }
-        while let Some((_, (fd, _))) = self.reads.pop_lru() {
-            self.garbage.push(Some(fd));
+        for kept in [&mut self.reads, &mut self.named] {
+            while let Some((_, (fd, _))) = kept.pop_lru() {
+                self.garbage.push(Some(fd));
+            }
         }
     }
 

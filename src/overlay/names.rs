@@ -121,12 +121,10 @@ impl Overlay {
         let dir = self.dir(parent)?;
         self.changing_dir(parent, || {
             self.changing_attributes(id, || {
-                self.settled(|| {
-                    self.try_names(id, |old_dir, old_name| {
-                        let stat = self.source.stat_at(&**old_dir, old_name, false)?;
-                        self.same_file(id, &stat)?;
-                        self.source.link((&**old_dir, old_name), (&*dir, name))
-                    })
+                self.at_name(id, |old_dir, old_name| {
+                    let stat = self.source.stat_at(&**old_dir, old_name, false)?;
+                    self.same_file(id, &stat)?;
+                    self.source.link((&**old_dir, old_name), (&*dir, name))
                 })
                 // A file without any name left cannot get one again.
                 .map_err(|error| match error.errno() {

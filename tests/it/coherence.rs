@@ -242,22 +242,59 @@ fn without_a_ttl_an_open_file_shows_changes_at_once() {
     assert_eq!(all("after an extension"), "cont\0\0");
 }
 
-/// An open file with the default ttl: the same within a second.
+/// An open file with the default ttl: the same within a second. Attributes and content are compared one after the
+/// other, here with a pause between. A change after that must not be seen in the attributes first, and bytes from before
+/// it be given out as theirs: the kernel keeps those for ever.
 #[test]
 fn an_open_file_shows_changes_within_the_ttl() {
-    let mount = Mount::with(&[], |source| put(&source.join("f"), "old content"));
-    let file = File::open(mount.view("f")).expect("open");
+    let slow = Slow::with(&["--ttl", "1"], |disk| put(&disk.join("f"), "content 0"));
+    let pause = Duration::from_millis(200);
+    slow.control().set_delay(pause);
+    let file = File::open(slow.view("f")).expect("open");
     let look = || {
         let mut bytes = [0; 100];
         let size = file.read_at(&mut bytes, 0).expect("read");
         String::from_utf8_lossy(&bytes[..size]).into_owned()
     };
-    for wanted in ["new content", "longer than it was before", "short"] {
+    for (round, delay) in [pause, Duration::ZERO].repeat(3).into_iter().enumerate() {
         look();
-        put(&mount.source("f"), wanted);
-        eventually("the change is seen", TTL_AND_MORE, || {
-            equal(look(), wanted.to_owned())
-        });
+        slow.control().set_delay(delay);
+        // Of another size each time.
+        let wanted = format!("content {}", "x".repeat(7 * round % 10));
+        put(&slow.disk("f"), &wanted);
+        let what = format!("the change of round {round} is seen");
+        eventually(&what, TTL_AND_MORE, || equal(look(), wanted.clone()));
+    }
+}
+
+/// A server that was quick and has become slow: answers come from memory while it takes its time. What it says at last
+/// counts for content and attributes alike, or the kernel keeps old bytes as those of the new time stamp.
+#[test]
+fn a_source_that_became_slow_still_shows_changes() {
+    let slow = Slow::with(&["--ttl", "0.2"], |disk| {
+        put(&disk.join("f"), "content 0");
+        let_age(&disk.join("f"));
+    });
+    let file = File::open(slow.view("f")).expect("open");
+    let read_open = || {
+        let mut bytes = [0; 100];
+        let size = file.read_at(&mut bytes, 0).expect("read");
+        String::from_utf8_lossy(&bytes[..size]).into_owned()
+    };
+    let read_anew = || fs::read_to_string(slow.view("f")).expect("read");
+    for (delay, round) in [(100, 1), (100, 2), (0, 3), (60, 4), (100, 5), (0, 6)] {
+        assert_eq!(read_open(), read_anew());
+        slow.control().set_delay(Duration::from_millis(delay));
+        // Of another size each time.
+        let wanted = format!("content {}", "x".repeat(7 * round % 10));
+        put(&slow.disk("f"), &wanted);
+        for (how, look) in [
+            ("in the open file", &read_open as &dyn Fn() -> String),
+            ("in a new one", &read_anew),
+        ] {
+            let what = format!("the change is seen {how}, round {round}");
+            eventually(&what, SOON / 4, || equal(look(), wanted.clone()));
+        }
     }
 }
 

@@ -1,0 +1,160 @@
+//! What can happen: operations of programs on a file system, as values that proptest makes and shrinks.
+//!
+//! Places and sizes are few and small, so that operations meet: in a wide space almost every one would only find
+//! that nothing is there.
+
+use proptest::prelude::*;
+use proptest::sample::select;
+
+/// A path below the root.
+pub(crate) type Place = &'static str;
+
+const PLACES: [Place; 18] = [
+    "a", "b", "d", "e", "d/a", "d/b", "e/a", "e/b", "d/d", "d/e", "e/d", "d/d/a", "d/d/b", "e/d/a",
+    "e/d/d", "d/e/a", "a/b", "d/a/b",
+];
+const DIRS: [Place; 5] = ["", "d", "e", "d/d", "a"];
+const XATTRS: [&str; 2] = ["user.x", "user.y"];
+
+/// Files that a program can have open at once.
+pub(crate) const SLOTS: usize = 4;
+
+/// Of every symbolic link: there is no such place, so nothing is found through one.
+pub(crate) const NOWHERE: &str = "nowhere";
+
+/// Bytes of a file: offset and number.
+pub(crate) type Part = (u64, u64);
+
+/// One operation. The first number of those on open files is the slot that the file is kept in.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    /// With flags of open(2). What was open in the slot is closed before.
+    Open(usize, Place, i32),
+    Close(usize),
+    Read(usize, Part),
+    /// At the end instead, when the file was opened so. The last number is what the bytes are made from.
+    Write(usize, Part, u8),
+    Cut(usize, u64),
+    /// With a mode of fallocate(2).
+    Allocate(usize, i32, Part),
+    /// To an offset of the file in another slot.
+    Copy(usize, Part, usize, u64),
+    StatOpen(usize),
+    Stat(Place),
+    List(Place),
+    /// With attributes.
+    ListPlus(Place),
+    /// Open, made if need be; write; close.
+    Put(Place, Part, u8),
+    Truncate(Place, u64),
+    Mkdir(Place),
+    Mkfifo(Place),
+    Rmdir(Place),
+    Unlink(Place),
+    /// With flags of renameat2(2).
+    Rename(Place, Place, u32),
+    Link(Place, Place),
+    Symlink(Place),
+    Readlink(Place),
+    Chmod(Place, u32),
+    /// Set the time of the last change, in seconds.
+    SetTime(Place, i64),
+    /// So many bytes, with flags of setxattr(2).
+    SetXattr(Place, &'static str, usize, i32),
+    /// With a buffer of so many bytes.
+    GetXattr(Place, &'static str, u32),
+    ListXattr(Place),
+    RemoveXattr(Place, &'static str),
+    /// Somebody else does it, in the source itself. Then the time passes for which anything is believed.
+    Outside(Box<Op>),
+    /// So many milliseconds pass.
+    Wait(u64),
+    /// What is kept open for later is closed.
+    Sweep,
+}
+
+/// The bytes of a write.
+pub(crate) fn bytes(size: u64, seed: u8) -> Vec<u8> {
+    (0..size)
+        .map(|at| seed.wrapping_add(at as u8) | 1)
+        .collect()
+}
+
+fn part() -> impl Strategy<Value = Part> {
+    let pos = prop_oneof![9 => 0..120u64, 1 => select(&[4096u64, 4095, 8192][..])];
+    let size = prop_oneof![9 => 1..60u64, 1 => select(&[4096u64, 5000][..])];
+    (pos, size)
+}
+
+fn on_files() -> impl Strategy<Value = Op> {
+    use libc::{O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
+    let access = select(&[O_RDONLY, O_WRONLY, O_RDWR, O_RDWR, O_RDWR | O_APPEND][..]);
+    let make = select(&[0, 0, O_CREAT, O_CREAT, O_CREAT, O_CREAT | O_EXCL][..]);
+    let cut = select(&[0, 0, 0, O_TRUNC][..]);
+    let (slot, place, byte) = (|| 0..SLOTS, || select(&PLACES[..]), any::<u8>);
+    // Also those that the kernel would refuse for us: the overlay promises them.
+    let modes = select(&[0, 0x01, 0x03, 0x08, 0x10, 0x11, 0x20][..]);
+    prop_oneof![
+        8 => (slot(), place(), access, make, cut)
+            .prop_map(|(slot, place, access, make, cut)| Op::Open(slot, place, access | make | cut)),
+        1 => slot().prop_map(Op::Close),
+        7 => (slot(), part()).prop_map(|(slot, part)| Op::Read(slot, part)),
+        7 => (slot(), part(), byte()).prop_map(|(slot, part, seed)| Op::Write(slot, part, seed)),
+        1 => (slot(), 0..150u64).prop_map(|(slot, size)| Op::Cut(slot, size)),
+        1 => (slot(), modes, part()).prop_map(|(slot, mode, part)| Op::Allocate(slot, mode, part)),
+        1 => (slot(), part(), slot(), 0..120u64).prop_map(|(from, part, to, pos)| Op::Copy(from, part, to, pos)),
+        2 => slot().prop_map(Op::StatOpen),
+    ]
+}
+
+fn changes() -> impl Strategy<Value = Op> {
+    let (place, xattr) = (|| select(&PLACES[..]), || select(&XATTRS[..]));
+    let flags = select(&[0u32, 0, 0, 1, 2, 2][..]);
+    let modes = select(&[0o600u32, 0o644, 0o711, 0o755][..]);
+    prop_oneof![
+        3 => (place(), part(), any::<u8>()).prop_map(|(place, part, seed)| Op::Put(place, part, seed)),
+        2 => (place(), 0..150u64).prop_map(|(place, size)| Op::Truncate(place, size)),
+        4 => place().prop_map(Op::Mkdir),
+        1 => place().prop_map(Op::Mkfifo),
+        2 => place().prop_map(Op::Rmdir),
+        3 => place().prop_map(Op::Unlink),
+        5 => (place(), place(), flags).prop_map(|(from, to, flags)| Op::Rename(from, to, flags)),
+        2 => (place(), place()).prop_map(|(old, new)| Op::Link(old, new)),
+        1 => place().prop_map(Op::Symlink),
+        2 => (place(), modes).prop_map(|(place, mode)| Op::Chmod(place, mode)),
+        1 => (place(), 1..1_000_000_000i64).prop_map(|(place, secs)| Op::SetTime(place, secs)),
+        2 => (place(), xattr(), 1..40usize, 0..3i32)
+            .prop_map(|(place, name, size, flags)| Op::SetXattr(place, name, size, flags)),
+        1 => (place(), xattr()).prop_map(|(place, name)| Op::RemoveXattr(place, name)),
+    ]
+}
+
+fn questions() -> impl Strategy<Value = Op> {
+    let (place, dir, xattr) = (
+        || select(&PLACES[..]),
+        || select(&DIRS[..]),
+        select(&XATTRS[..]),
+    );
+    prop_oneof![
+        4 => place().prop_map(Op::Stat),
+        2 => dir().prop_map(Op::List),
+        2 => dir().prop_map(Op::ListPlus),
+        1 => place().prop_map(Op::Readlink),
+        2 => (place(), xattr, select(&[0u32, 5, 100][..]))
+            .prop_map(|(place, name, size)| Op::GetXattr(place, name, size)),
+        1 => place().prop_map(Op::ListXattr),
+    ]
+}
+
+/// Histories of some 60 operations.
+pub(crate) fn history() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        9 => on_files(),
+        7 => changes(),
+        5 => questions(),
+        2 => changes().prop_map(|op| Op::Outside(Box::new(op))),
+        1 => (0..1500u64).prop_map(Op::Wait),
+        1 => Just(Op::Sweep),
+    ];
+    prop::collection::vec(op, 1..120)
+}
