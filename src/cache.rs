@@ -347,8 +347,8 @@ impl Cache {
 
     /// Begin a write of `span`.
     pub fn begin_write(self: &Arc<Self>, id: FileId, span: Span) -> Write {
-        let generation = self.index.lock().begin_write(id);
-        Write::new(self.clone(), id, span, generation)
+        let begun = self.index.lock().begin_write(id);
+        Write::new(self.clone(), id, span, begun)
     }
 
     /// The file ended before its version says: somebody cut it. Nothing of the record is believed until it

@@ -156,6 +156,8 @@ impl CachedFile {
         let landed = pos + put as u64;
         if append && stat.size != landed {
             ticket.commit_unknown(after);
+        } else if append {
+            ticket.commit_append(&data.slice(..put), after);
         } else {
             ticket.commit(&data.slice(..put), after);
         }

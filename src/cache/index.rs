@@ -421,13 +421,14 @@ impl Index {
         }
     }
 
-    pub(super) fn begin_write(&mut self, id: FileId) -> u64 {
+    /// The generation, and how many writes are under way with this one.
+    pub(super) fn begin_write(&mut self, id: FileId) -> (u64, u32) {
         match self.records.get_mut(&id) {
             Some(record) => {
                 record.writers += 1;
-                record.generation
+                (record.generation, record.writers)
             }
-            None => 0,
+            None => (0, 1),
         }
     }
 

@@ -89,16 +89,24 @@ pub struct Write {
     id: FileId,
     span: Span,
     generation: u64,
+    /// No other write was under way when it began.
+    is_alone: bool,
     ended: bool,
 }
 
 impl Write {
-    pub(super) fn new(cache: Arc<Cache>, id: FileId, span: Span, generation: u64) -> Write {
+    pub(super) fn new(
+        cache: Arc<Cache>,
+        id: FileId,
+        span: Span,
+        (generation, writers): (u64, u32),
+    ) -> Write {
         Write {
             cache,
             id,
             span,
             generation,
+            is_alone: writers == 1,
             ended: false,
         }
     }
@@ -108,6 +116,13 @@ impl Write {
     pub fn commit(mut self, data: &Bytes, after: Version) {
         debug_assert!(data.len() as u64 <= self.span.size);
         self.end(Some(data), Some(after));
+    }
+
+    /// `data` was appended, and the file ended right behind the start of the span plus its size afterwards. So it
+    /// is at the start of the span, unless another change of ours was under way: then that says nothing.
+    pub fn commit_append(mut self, data: &Bytes, after: Version) {
+        let is_alone = self.is_alone && self.cache.index.lock().generation(self.id).1 == 1;
+        self.end(is_alone.then_some(data), Some(after));
     }
 
     /// The source did what was asked to the span, but with which bytes is not known here: drop the overlap.

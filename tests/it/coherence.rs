@@ -242,6 +242,11 @@ fn without_a_ttl_an_open_file_shows_changes_at_once() {
     assert_eq!(all("after an extension"), "cont\0\0");
 }
 
+/// Longer and shorter by turns, and other bytes each time.
+fn text_of(round: usize) -> String {
+    round.to_string().repeat(1 + 7 * round % 10)
+}
+
 /// An open file with the default ttl: the same within a second. Attributes and content are compared one after the
 /// other, here with a pause between. A change after that must not be seen in the attributes first, and bytes from before
 /// it be given out as theirs: the kernel keeps those for ever.
@@ -259,8 +264,7 @@ fn an_open_file_shows_changes_within_the_ttl() {
     for (round, delay) in [pause, Duration::ZERO].repeat(3).into_iter().enumerate() {
         look();
         slow.control().set_delay(delay);
-        // Of another size each time.
-        let wanted = format!("content {}", "x".repeat(7 * round % 10));
+        let wanted = text_of(round);
         put(&slow.disk("f"), &wanted);
         let what = format!("the change of round {round} is seen");
         eventually(&what, TTL_AND_MORE, || equal(look(), wanted.clone()));
@@ -285,8 +289,7 @@ fn a_source_that_became_slow_still_shows_changes() {
     for (delay, round) in [(100, 1), (100, 2), (0, 3), (60, 4), (100, 5), (0, 6)] {
         assert_eq!(read_open(), read_anew());
         slow.control().set_delay(Duration::from_millis(delay));
-        // Of another size each time.
-        let wanted = format!("content {}", "x".repeat(7 * round % 10));
+        let wanted = text_of(round);
         put(&slow.disk("f"), &wanted);
         for (how, look) in [
             ("in the open file", &read_open as &dyn Fn() -> String),

@@ -456,6 +456,8 @@ impl World {
                     || how == How::Unknown && !matches!(act, Act::Append(_))
                 {
                     ticket.commit_unknown(version);
+                } else if matches!(act, Act::Append(_)) {
+                    ticket.commit_append(&Bytes::from(vec![byte; span.size as usize]), version);
                 } else {
                     ticket.commit(&Bytes::from(vec![byte; span.size as usize]), version);
                 }
