@@ -46,6 +46,8 @@ pub struct Face {
     /// `ttl = 0`: every read must come to us, where it is compared with the source.
     strict: bool,
     direct_io: AtomicBool,
+    /// Closing a file of the source may report what a write did not (NFS and its like).
+    flushes: bool,
     /// Dropped when the kernel is done with us: whoever listens then knows.
     ending: Option<Sender<()>>,
 }
@@ -57,6 +59,7 @@ impl Face {
         patience: Arc<Patience>,
         kernel_checks: bool,
         strict: bool,
+        flushes: bool,
         ending: Sender<()>,
     ) -> Face {
         Face {
@@ -65,6 +68,7 @@ impl Face {
             kernel_checks,
             strict,
             direct_io: AtomicBool::new(false),
+            flushes,
             ending: Some(ending),
         }
     }
@@ -95,21 +99,39 @@ impl Face {
         tracing::debug!("kernel checks permissions: {checks}; ttl 0: {strict}");
     }
 
-    /// Run `f` where it may wait for the source; jobs of one `key` never take all workers.
-    fn work(&self, key: INodeNo, f: impl FnOnce(&Arc<Overlay>) + Send + 'static) {
+    /// Answer with what the source says, however long it takes; requests of one `key` never take all workers.
+    fn work<R: Send + 'static, T: Send + 'static>(
+        &self,
+        key: INodeNo,
+        reply: R,
+        ask: impl FnOnce(&Arc<Overlay>) -> T + Send + 'static,
+        send: impl FnOnce(R, T) + Send + 'static,
+    ) {
         let overlay = self.overlay.clone();
-        self.patience.work(key.0, move || f(&overlay));
+        self.patience.work(
+            key.0,
+            move || ask(&overlay),
+            move |answer| send(reply, answer),
+        );
     }
 
     /// The same for what is known to take long (syncing, copying, reserving): always on an I/O worker.
-    fn work_long(&self, key: INodeNo, f: impl FnOnce(&Arc<Overlay>) + Send + 'static) {
+    fn work_long<R: Send + 'static, T: Send + 'static>(
+        &self,
+        key: INodeNo,
+        reply: R,
+        ask: impl FnOnce(&Arc<Overlay>) -> T + Send + 'static,
+        send: impl FnOnce(R, T) + Send + 'static,
+    ) {
         let overlay = self.overlay.clone();
-        self.patience.pool().submit(key.0, move || f(&overlay));
+        self.patience
+            .pool()
+            .submit(key.0, move || send(reply, ask(&overlay)));
     }
 
     fn dispose(&self, garbage: Garbage) {
         if !garbage.is_empty() {
-            self.patience.work(0, move || drop(garbage));
+            self.patience.work(0, move || drop(garbage), drop);
         }
     }
 
@@ -260,6 +282,13 @@ fn send_attr(reply: ReplyAttr, result: Result<(Stat, Duration)>) {
 fn send_empty(reply: ReplyEmpty, result: Result<()>) {
     match result {
         Ok(()) => reply.ok(),
+        Err(error) => reply.error(code(error)),
+    }
+}
+
+fn send_count(reply: ReplyWrite, result: Result<usize>) {
+    match result {
+        Ok(count) => reply.written(count as u32),
         Err(error) => reply.error(code(error)),
     }
 }
@@ -462,10 +491,13 @@ impl Filesystem for Face {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        self.work(ino, move |overlay| {
-            let handle = fh.map(|fh| fh.0);
-            send_attr(reply, overlay.setattr(who, node(ino), handle, &set));
-        });
+        let handle = fh.map(|fh| fh.0);
+        self.work(
+            ino,
+            reply,
+            move |overlay| overlay.setattr(who, node(ino), handle, &set),
+            send_attr,
+        );
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -498,10 +530,12 @@ impl Filesystem for Face {
         reply: ReplyEntry,
     ) {
         let (who, name) = (caller(req), name.to_owned());
-        self.work(parent, move |overlay| {
-            let made = overlay.mknod(who, node(parent), &name, (mode, umask), rdev);
-            send_entry(reply, made);
-        });
+        self.work(
+            parent,
+            reply,
+            move |overlay| overlay.mknod(who, node(parent), &name, (mode, umask), rdev),
+            send_entry,
+        );
     }
 
     fn mkdir(
@@ -514,26 +548,32 @@ impl Filesystem for Face {
         reply: ReplyEntry,
     ) {
         let (who, name) = (caller(req), name.to_owned());
-        self.work(parent, move |overlay| {
-            send_entry(
-                reply,
-                overlay.mkdir(who, node(parent), &name, (mode, umask)),
-            );
-        });
+        self.work(
+            parent,
+            reply,
+            move |overlay| overlay.mkdir(who, node(parent), &name, (mode, umask)),
+            send_entry,
+        );
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.work(parent, move |overlay| {
-            send_empty(reply, overlay.unlink(node(parent), &name));
-        });
+        self.work(
+            parent,
+            reply,
+            move |overlay| overlay.unlink(node(parent), &name),
+            send_empty,
+        );
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.work(parent, move |overlay| {
-            send_empty(reply, overlay.rmdir(node(parent), &name));
-        });
+        self.work(
+            parent,
+            reply,
+            move |overlay| overlay.rmdir(node(parent), &name),
+            send_empty,
+        );
     }
 
     fn symlink(
@@ -545,9 +585,12 @@ impl Filesystem for Face {
         reply: ReplyEntry,
     ) {
         let (who, name, target) = (caller(req), link_name.to_owned(), target.to_owned());
-        self.work(parent, move |overlay| {
-            send_entry(reply, overlay.symlink(who, node(parent), &name, &target));
-        });
+        self.work(
+            parent,
+            reply,
+            move |overlay| overlay.symlink(who, node(parent), &name, &target),
+            send_entry,
+        );
     }
 
     fn rename(
@@ -561,11 +604,12 @@ impl Filesystem for Face {
         reply: ReplyEmpty,
     ) {
         let (name, newname) = (name.to_owned(), newname.to_owned());
-        self.work(parent, move |overlay| {
+        let rename = move |overlay: &Arc<Overlay>| {
             let from = (node(parent), name.as_os_str());
             let to = (node(newparent), newname.as_os_str());
-            send_empty(reply, overlay.rename(from, to, flags.bits()));
-        });
+            overlay.rename(from, to, flags.bits())
+        };
+        self.work(parent, reply, rename, send_empty);
     }
 
     fn link(
@@ -577,9 +621,12 @@ impl Filesystem for Face {
         reply: ReplyEntry,
     ) {
         let name = newname.to_owned();
-        self.work(newparent, move |overlay| {
-            send_entry(reply, overlay.link(node(ino), node(newparent), &name));
-        });
+        self.work(
+            newparent,
+            reply,
+            move |overlay| overlay.link(node(ino), node(newparent), &name),
+            send_entry,
+        );
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -637,8 +684,11 @@ impl Filesystem for Face {
             },
             flags,
         );
-        self.work(parent, move |overlay| {
-            match overlay.create(who, node(parent), &name, (mode, umask), flags) {
+        self.work(
+            parent,
+            reply,
+            move |overlay| overlay.create(who, node(parent), &name, (mode, umask), flags),
+            move |reply, result| match result {
                 Ok((entry, opened)) => reply.created(
                     &entry.ttl,
                     &file_attr(&entry.stat),
@@ -647,8 +697,8 @@ impl Filesystem for Face {
                     yes & !FopenFlags::FOPEN_KEEP_CACHE,
                 ),
                 Err(error) => reply.error(code(error)),
-            }
-        });
+            },
+        );
     }
 
     fn read(
@@ -697,12 +747,12 @@ impl Filesystem for Face {
             append: flags.0 & libc::O_APPEND != 0 && !from_page_cache,
             clear_setid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
-        self.work(ino, move |overlay| {
-            match overlay.write(fh.0, offset, data, how) {
-                Ok(written) => reply.written(written as u32),
-                Err(error) => reply.error(code(error)),
-            }
-        });
+        self.work(
+            ino,
+            reply,
+            move |overlay| overlay.write(fh.0, offset, data, how),
+            send_count,
+        );
     }
 
     fn flush(
@@ -713,7 +763,11 @@ impl Filesystem for Face {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.work(ino, move |overlay| send_empty(reply, overlay.flush(fh.0)));
+        if !self.flushes {
+            // Then the kernel asks no more. (It still writes mapped pages back before close returns.)
+            return reply.error(Errno::ENOSYS);
+        }
+        self.work(ino, reply, move |overlay| overlay.flush(fh.0), send_empty);
     }
 
     fn release(
@@ -729,7 +783,7 @@ impl Filesystem for Face {
         let closing = self.overlay.release(fh.0);
         reply.ok();
         if closing.is_some() {
-            self.patience.work(ino.0, move || drop(closing));
+            self.patience.work(ino.0, move || drop(closing), drop);
         }
     }
 
@@ -741,9 +795,12 @@ impl Filesystem for Face {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.work_long(ino, move |overlay| {
-            send_empty(reply, overlay.sync(fh.0, datasync));
-        });
+        self.work_long(
+            ino,
+            reply,
+            move |overlay| overlay.sync(fh.0, datasync),
+            send_empty,
+        );
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -839,9 +896,12 @@ impl Filesystem for Face {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.work_long(ino, move |overlay| {
-            send_empty(reply, overlay.sync_dir(node(ino)));
-        });
+        self.work_long(
+            ino,
+            reply,
+            move |overlay| overlay.sync_dir(node(ino)),
+            send_empty,
+        );
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
@@ -867,10 +927,10 @@ impl Filesystem for Face {
         reply: ReplyEmpty,
     ) {
         let (who, name, value) = (caller(req), name.to_owned(), value.to_vec());
-        self.work(ino, move |overlay| {
-            let set = overlay.setxattr(who, node(ino), &name, &value, flags, position);
-            send_empty(reply, set);
-        });
+        let set = move |overlay: &Arc<Overlay>| {
+            overlay.setxattr(who, node(ino), &name, &value, flags, position)
+        };
+        self.work(ino, reply, set, send_empty);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -908,9 +968,12 @@ impl Filesystem for Face {
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.work(ino, move |overlay| {
-            send_empty(reply, overlay.removexattr(node(ino), &name));
-        });
+        self.work(
+            ino,
+            reply,
+            move |overlay| overlay.removexattr(node(ino), &name),
+            send_empty,
+        );
     }
 
     fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
@@ -920,9 +983,12 @@ impl Filesystem for Face {
         {
             return reply.ok();
         }
-        self.work(ino, move |overlay| {
-            send_empty(reply, overlay.access(id, mask.bits()));
-        });
+        self.work(
+            ino,
+            reply,
+            move |overlay| overlay.access(id, mask.bits()),
+            send_empty,
+        );
     }
 
     fn ioctl(
@@ -965,9 +1031,12 @@ impl Filesystem for Face {
         reply: ReplyEmpty,
     ) {
         let who = caller(req);
-        self.work_long(ino, move |overlay| {
-            send_empty(reply, overlay.allocate(who, fh.0, mode, offset, length));
-        });
+        self.work_long(
+            ino,
+            reply,
+            move |overlay| overlay.allocate(who, fh.0, mode, offset, length),
+            send_empty,
+        );
     }
 
     fn lseek(
@@ -979,11 +1048,10 @@ impl Filesystem for Face {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.work(ino, move |overlay| {
-            match overlay.seek(fh.0, offset, whence) {
-                Ok(found) => reply.offset(found),
-                Err(error) => reply.error(code(error)),
-            }
+        let seek = move |overlay: &Arc<Overlay>| overlay.seek(fh.0, offset, whence);
+        self.work(ino, reply, seek, |reply: ReplyLseek, result| match result {
+            Ok(found) => reply.offset(found),
+            Err(error) => reply.error(code(error)),
         });
     }
 
@@ -1001,12 +1069,10 @@ impl Filesystem for Face {
         reply: ReplyWrite,
     ) {
         let who = caller(req);
-        self.work_long(ino_out, move |overlay| {
-            match overlay.copy(who, (fh_in.0, offset_in), (fh_out.0, offset_out), len) {
-                Ok(copied) => reply.written(copied as u32),
-                Err(error) => reply.error(code(error)),
-            }
-        });
+        let copy = move |overlay: &Arc<Overlay>| {
+            overlay.copy(who, (fh_in.0, offset_in), (fh_out.0, offset_out), len)
+        };
+        self.work_long(ino_out, reply, copy, send_count);
     }
 }
 

@@ -189,30 +189,64 @@ fn text(error: &io::Error) -> String {
 
 const FS_TYPE: &str = "fuse.warmfs";
 
+/// Is anything mounted below `path`? What is mounted there later is not known.
+#[cfg(target_os = "linux")]
+fn has_mounts_below(path: &Path) -> bool {
+    mount_points()
+        .iter()
+        .any(|point| point != path && point.starts_with(path))
+}
+
+/// Not known on macOS.
+#[cfg(target_os = "macos")]
+fn has_mounts_below(_path: &Path) -> bool {
+    true
+}
+
 /// Type of the file system that is mounted at exactly `path`, the topmost if several are.
 #[cfg(target_os = "linux")]
 fn mount_at(path: &Path) -> Option<String> {
-    use std::os::unix::ffi::OsStrExt;
-    // proc(5): fields, then " - ", then the type. Space, tab, newline and backslash are octal escapes.
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
-    let mut escaped = Vec::new();
-    for &byte in path.as_os_str().as_bytes() {
-        match byte {
-            b' ' | b'\t' | b'\n' | b'\\' => escaped.extend(format!("\\{byte:03o}").bytes()),
-            _ => escaped.push(byte),
-        }
-    }
-    let mut found = None;
-    for line in table.split(|&byte| byte == b'\n') {
+    let topmost = mount_table().into_iter().rfind(|(point, _)| point == path);
+    topmost.map(|(_, fstype)| fstype)
+}
+
+#[cfg(target_os = "linux")]
+fn mount_points() -> Vec<PathBuf> {
+    mount_table().into_iter().map(|(point, _)| point).collect()
+}
+
+/// Mount points and types of all file systems, in the order of mounting (proc(5), mountinfo).
+#[cfg(target_os = "linux")]
+fn mount_table() -> Vec<(PathBuf, String)> {
+    use std::os::unix::ffi::OsStringExt;
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let entry = |line: &[u8]| {
         let mut fields = line.split(|&byte| byte == b' ');
-        if fields.nth(4) == Some(&escaped[..]) {
-            let mut rest = fields.skip_while(|field| *field != b"-");
-            found = rest
-                .nth(1)
-                .map(|fstype| String::from_utf8_lossy(fstype).into_owned());
-        }
+        let point = std::ffi::OsString::from_vec(unescape(fields.nth(4)?));
+        let fstype = fields.skip_while(|field| *field != b"-").nth(1)?;
+        Some((point.into(), String::from_utf8_lossy(fstype).into_owned()))
+    };
+    table
+        .split(|&byte| byte == b'\n')
+        .filter_map(entry)
+        .collect()
+}
+
+/// Space, tab, newline and backslash stand in the table as a backslash and three octal digits.
+#[cfg(target_os = "linux")]
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = tail
+            .get(..3)
+            .filter(|_| first == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        plain.push(octal.unwrap_or(first));
+        rest = if octal.is_some() { &tail[3..] } else { tail };
     }
-    found
+    plain
 }
 
 #[cfg(target_os = "macos")]
@@ -275,6 +309,8 @@ pub fn mount(
         patience.clone(),
         config.kernel_checks,
         strict,
+        // Another file system may be mounted below a local one.
+        !overlay.is_local() || has_mounts_below(&config.source),
         ending,
     );
     let session =

@@ -143,6 +143,11 @@ impl Overlay {
         let _ = self.own_device.set(device);
     }
 
+    /// Is the source's root on a local file system? See [`crate::sys::is_local`].
+    pub fn is_local(&self) -> bool {
+        crate::sys::is_local(crate::sys::fs_magic(std::os::fd::AsFd::as_fd(&self.root)))
+    }
+
     /// The mount's own device.
     pub fn own_device(&self) -> Option<u64> {
         self.own_device.get().copied()

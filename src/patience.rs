@@ -135,21 +135,38 @@ impl Patience {
         &self.timer
     }
 
-    /// Run a request that must reach the source in any case.
-    pub fn work(&self, key: u64, job: impl FnOnce() + Send + 'static) {
+    /// Do what must reach the source in any case, then pass the answer on.
+    pub fn work<T: 'static>(
+        &self,
+        key: u64,
+        ask: impl FnOnce() -> T + Send + 'static,
+        then: impl FnOnce(T) + Send + 'static,
+    ) {
         let state = self.state.clone();
-        self.place(key, move || {
+        let ask = move || {
             let begun = Instant::now();
-            job();
+            let answer = ask();
             state.took(begun.elapsed());
-        });
+            answer
+        };
+        self.place(key, ask, then);
     }
 
-    /// Run `job` here or on a worker, as the source's speed suggests.
-    fn place(&self, key: u64, job: impl FnOnce() + Send + 'static) {
+    /// Run `ask`, then `then`, here or on a worker, as the source's speed suggests. Only `ask` counts as being
+    /// at the source: sending a reply wakes the program that waits, which may well run first.
+    fn place<T: 'static>(
+        &self,
+        key: u64,
+        ask: impl FnOnce() -> T + Send + 'static,
+        then: impl FnOnce(T) + Send + 'static,
+    ) {
         match self.state.stay_here(self.here_max) {
-            Some(_here) => job(),
-            None => self.pool.submit(key, job),
+            Some(here) => {
+                let answer = ask();
+                drop(here);
+                then(answer);
+            }
+            None => self.pool.submit(key, move || then(ask())),
         }
     }
 
@@ -168,7 +185,7 @@ impl Patience {
         T: Send + 'static,
     {
         if self.strict {
-            self.work(key, move || send(reply, ask()));
+            self.work(key, ask, move |answer| send(reply, answer));
             return;
         }
         let known = known();
@@ -202,13 +219,16 @@ impl Patience {
                 }
             });
         }
-        self.place(key, move || {
+        let asked = move || {
             let begun = Instant::now();
             let answer = ask();
             let reached = !matches!(&answer, Err(error) if error.is_unreachable());
             if reached {
                 state.answered(begun.elapsed());
             }
+            (answer, reached)
+        };
+        self.place(key, asked, move |(answer, reached)| {
             let taken = race.0.lock().take();
             match (taken, answer) {
                 (Some((reply, Some(known))), Err(_)) if !reached => send(reply, Ok(known)),

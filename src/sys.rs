@@ -696,6 +696,17 @@ pub fn fs_magic(fd: BorrowedFd<'_>) -> u64 {
     }
 }
 
+/// Is this a file system of the machine's own disks or memory, which reports a failed write at once and has
+/// nothing to add when a file is closed? (Magic numbers of statfs(2); when in doubt: no.)
+pub fn is_local(magic: u64) -> bool {
+    const EXT: u64 = 0xEF53;
+    const XFS: u64 = 0x5846_5342;
+    const BTRFS: u64 = 0x9123_683E;
+    const TMPFS: u64 = 0x0102_1994;
+    const F2FS: u64 = 0xF2F5_2010;
+    matches!(magic, EXT | XFS | BTRFS | TMPFS | F2FS)
+}
+
 /// Redirect this process's standard input, output and error to `/dev/null`, as a daemon does.
 pub fn detach_stdio() -> Result<()> {
     let null = nix::fcntl::open(

@@ -44,6 +44,9 @@ const FOREIGN_FIRST: u64 = 1 << 62;
 /// Names kept per file; a file with more hard links is found through the others.
 const NAMES_MAX: usize = 32;
 
+/// Absent names that were looked up, counted for each directory, before they are forgotten.
+const ABSENT_MAX: u32 = 4096;
+
 /// A point in the order of our own changes; see the module's text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Epoch(u64);
@@ -88,6 +91,8 @@ pub(super) struct Node {
     pub(super) seen: Option<(Version, bool)>,
     /// Names below a directory.
     pub(super) children: HashMap<OsString, Child>,
+    /// Absent names added to `children` since they were last thinned out.
+    absent: u32,
     pub(super) listing: Option<(Arc<Listing>, Moment)>,
     pub(super) link: Option<(OsString, Version)>,
     /// Extended attributes, of this version.
@@ -171,6 +176,7 @@ impl Inodes {
             changed: Epoch(0),
             seen: None,
             children: HashMap::new(),
+            absent: 0,
             listing: None,
             link: None,
             xattrs: None,
@@ -275,6 +281,15 @@ impl Inodes {
             },
         );
         let before = before.and_then(|c| c.node);
+        if child.is_none() {
+            dir.absent += 1;
+            // Programs look for any number of names that are not there. Those known longest are not known
+            // apart, so all go at once: rarely, and they are asked for again.
+            if dir.absent > ABSENT_MAX {
+                dir.absent = 0;
+                dir.children.retain(|_, known| known.node.is_some());
+            }
+        }
         if before == child {
             return;
         }

@@ -8,9 +8,11 @@
 
 mod ops;
 mod plain;
+mod stories;
+mod threads;
 mod view;
 
-use ops::{Op, history};
+use ops::{Op, beginning, history};
 use plain::Plain;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 use std::hash::{BuildHasher, RandomState};
@@ -18,8 +20,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use view::{TTL, View};
 
-/// Wait until the next change of a file gets a later time than all before. Without that, a change by somebody else
-/// in the same tick of the file system's clock would be found by nobody.
+/// Make the next change of a file get a later time than all before: a change by somebody else in the same tick of the
+/// file system's clock would be found by nobody.
 fn next_tick(dir: &Path) {
     let probe = dir.join("probe");
     let stamp = || {
@@ -31,7 +33,7 @@ fn next_tick(dir: &Path) {
     while stamp() <= before {}
 }
 
-/// Do `ops` in the overlay and in a plain directory; says what differs.
+/// Do the beginning and `ops` in the overlay and in a plain directory; says what differs.
 fn play(ops: &[Op]) -> Result<(), String> {
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
@@ -41,7 +43,7 @@ fn play(ops: &[Op]) -> Result<(), String> {
     }
     let (mut view, mut plain) = (View::new(&source), Plain::new(&twin));
     let mut stranger = Plain::new(&source);
-    for (number, op) in ops.iter().enumerate() {
+    for (number, op) in beginning().iter().chain(ops).enumerate() {
         let (got, wanted) = match op {
             Op::Outside(op) => {
                 next_tick(dir.path());

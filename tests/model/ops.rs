@@ -1,7 +1,7 @@
 //! What can happen: operations of programs on a file system, as values that proptest makes and shrinks.
 //!
-//! Places and sizes are few and small, so that operations meet: in a wide space almost every one would only find
-//! that nothing is there.
+//! Places and sizes are few and small, and the first operations are always the same, so that operations meet: in a
+//! wide space almost every one would only find that nothing is there.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -9,15 +9,14 @@ use proptest::sample::select;
 /// A path below the root.
 pub(crate) type Place = &'static str;
 
-const PLACES: [Place; 18] = [
-    "a", "b", "d", "e", "d/a", "d/b", "e/a", "e/b", "d/d", "d/e", "e/d", "d/d/a", "d/d/b", "e/d/a",
-    "e/d/d", "d/e/a", "a/b", "d/a/b",
-];
-const DIRS: [Place; 5] = ["", "d", "e", "d/d", "a"];
+/// Places where mostly files are, those where mostly directories are, and odd ones.
+const FILES: [Place; 8] = ["a", "a", "d/a", "d/a", "b", "d/b", "e/a", "d/d/a"];
+const DIRS: [Place; 5] = ["d", "e", "d/d", "e/d", "a"];
+const ODD: [Place; 6] = ["a/b", "d/a/b", "e/d/a", "e/d/d", "d/e/a", "d/d/b"];
 const XATTRS: [&str; 2] = ["user.x", "user.y"];
 
 /// Files that a program can have open at once.
-pub(crate) const SLOTS: usize = 4;
+pub(crate) const SLOTS: usize = 3;
 
 /// Of every symbolic link: there is no such place, so nothing is found through one.
 pub(crate) const NOWHERE: &str = "nowhere";
@@ -86,71 +85,110 @@ fn part() -> impl Strategy<Value = Part> {
     (pos, size)
 }
 
+fn file() -> impl Strategy<Value = Place> {
+    prop_oneof![12 => select(&FILES[..]), 2 => select(&DIRS[..]), 1 => select(&ODD[..])]
+}
+
+fn dir() -> impl Strategy<Value = Place> {
+    prop_oneof![12 => select(&DIRS[..]), 2 => select(&FILES[..]), 1 => select(&ODD[..])]
+}
+
+fn place() -> impl Strategy<Value = Place> {
+    prop_oneof![8 => select(&FILES[..]), 5 => select(&DIRS[..]), 1 => select(&ODD[..])]
+}
+
 fn on_files() -> impl Strategy<Value = Op> {
     use libc::{O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
-    let access = select(&[O_RDONLY, O_WRONLY, O_RDWR, O_RDWR, O_RDWR | O_APPEND][..]);
-    let make = select(&[0, 0, O_CREAT, O_CREAT, O_CREAT, O_CREAT | O_EXCL][..]);
-    let cut = select(&[0, 0, 0, O_TRUNC][..]);
-    let (slot, place, byte) = (|| 0..SLOTS, || select(&PLACES[..]), any::<u8>);
+    let access = select(
+        &[
+            O_RDONLY,
+            O_RDONLY,
+            O_WRONLY,
+            O_RDWR,
+            O_RDWR,
+            O_RDWR | O_APPEND,
+        ][..],
+    );
+    let how = select(
+        &[
+            0,
+            0,
+            0,
+            O_CREAT,
+            O_CREAT,
+            O_TRUNC,
+            O_CREAT | O_TRUNC,
+            O_CREAT | O_EXCL,
+        ][..],
+    );
+    let slot = || 0..SLOTS;
     // Also those that the kernel would refuse for us: the overlay promises them.
     let modes = select(&[0, 0x01, 0x03, 0x08, 0x10, 0x11, 0x20][..]);
     prop_oneof![
-        8 => (slot(), place(), access, make, cut)
-            .prop_map(|(slot, place, access, make, cut)| Op::Open(slot, place, access | make | cut)),
+        6 => (slot(), file(), access, how)
+            .prop_map(|(slot, place, access, how)| Op::Open(slot, place, access | how)),
         1 => slot().prop_map(Op::Close),
         7 => (slot(), part()).prop_map(|(slot, part)| Op::Read(slot, part)),
-        7 => (slot(), part(), byte()).prop_map(|(slot, part, seed)| Op::Write(slot, part, seed)),
+        7 => (slot(), part(), any::<u8>()).prop_map(|(slot, part, seed)| Op::Write(slot, part, seed)),
         1 => (slot(), 0..150u64).prop_map(|(slot, size)| Op::Cut(slot, size)),
         1 => (slot(), modes, part()).prop_map(|(slot, mode, part)| Op::Allocate(slot, mode, part)),
         1 => (slot(), part(), slot(), 0..120u64).prop_map(|(from, part, to, pos)| Op::Copy(from, part, to, pos)),
-        2 => slot().prop_map(Op::StatOpen),
+        3 => slot().prop_map(Op::StatOpen),
     ]
 }
 
 fn changes() -> impl Strategy<Value = Op> {
-    let (place, xattr) = (|| select(&PLACES[..]), || select(&XATTRS[..]));
-    let flags = select(&[0u32, 0, 0, 1, 2, 2][..]);
+    let xattr = || select(&XATTRS[..]);
+    let flags = || select(&[0u32, 0, 0, 1, 2][..]);
     let modes = select(&[0o600u32, 0o644, 0o711, 0o755][..]);
     prop_oneof![
-        3 => (place(), part(), any::<u8>()).prop_map(|(place, part, seed)| Op::Put(place, part, seed)),
-        2 => (place(), 0..150u64).prop_map(|(place, size)| Op::Truncate(place, size)),
-        4 => place().prop_map(Op::Mkdir),
+        5 => (file(), part(), any::<u8>()).prop_map(|(place, part, seed)| Op::Put(place, part, seed)),
+        2 => (file(), 0..150u64).prop_map(|(place, size)| Op::Truncate(place, size)),
+        4 => dir().prop_map(Op::Mkdir),
         1 => place().prop_map(Op::Mkfifo),
-        2 => place().prop_map(Op::Rmdir),
-        3 => place().prop_map(Op::Unlink),
-        5 => (place(), place(), flags).prop_map(|(from, to, flags)| Op::Rename(from, to, flags)),
-        2 => (place(), place()).prop_map(|(old, new)| Op::Link(old, new)),
+        2 => dir().prop_map(Op::Rmdir),
+        3 => file().prop_map(Op::Unlink),
+        4 => (file(), file(), flags()).prop_map(|(from, to, flags)| Op::Rename(from, to, flags)),
+        3 => (place(), place(), flags()).prop_map(|(from, to, flags)| Op::Rename(from, to, flags)),
+        3 => (file(), file()).prop_map(|(old, new)| Op::Link(old, new)),
         1 => place().prop_map(Op::Symlink),
         2 => (place(), modes).prop_map(|(place, mode)| Op::Chmod(place, mode)),
         1 => (place(), 1..1_000_000_000i64).prop_map(|(place, secs)| Op::SetTime(place, secs)),
-        2 => (place(), xattr(), 1..40usize, 0..3i32)
+        3 => (place(), xattr(), 1..40usize, select(&[0, 0, 1, 2][..]))
             .prop_map(|(place, name, size, flags)| Op::SetXattr(place, name, size, flags)),
         1 => (place(), xattr()).prop_map(|(place, name)| Op::RemoveXattr(place, name)),
     ]
 }
 
 fn questions() -> impl Strategy<Value = Op> {
-    let (place, dir, xattr) = (
-        || select(&PLACES[..]),
-        || select(&DIRS[..]),
-        select(&XATTRS[..]),
-    );
+    let listed = || prop_oneof![1 => Just(""), 2 => dir()];
+    let (xattr, sizes) = (select(&XATTRS[..]), select(&[0u32, 5, 100][..]));
     prop_oneof![
         4 => place().prop_map(Op::Stat),
-        2 => dir().prop_map(Op::List),
-        2 => dir().prop_map(Op::ListPlus),
+        2 => listed().prop_map(Op::List),
+        2 => listed().prop_map(Op::ListPlus),
         1 => place().prop_map(Op::Readlink),
-        2 => (place(), xattr, select(&[0u32, 5, 100][..]))
-            .prop_map(|(place, name, size)| Op::GetXattr(place, name, size)),
+        2 => (place(), xattr, sizes).prop_map(|(place, name, size)| Op::GetXattr(place, name, size)),
         1 => place().prop_map(Op::ListXattr),
     ]
 }
 
-/// Histories of some 60 operations.
+/// What every history begins with.
+pub(crate) fn beginning() -> Vec<Op> {
+    let dirs = ["d", "e", "d/d"].map(Op::Mkdir);
+    let files = ["a", "d/a", "d/b"].map(|place| Op::Put(place, (0, 100), 7));
+    let open = |slot: usize, place: Place| Op::Open(slot, place, libc::O_RDWR | libc::O_CREAT);
+    let mut ops = Vec::from(dirs);
+    ops.extend(files);
+    ops.extend([open(0, "a"), open(1, "d/a"), open(2, "b")]);
+    ops
+}
+
+/// What some 60 operations later happened, after the beginning.
 pub(crate) fn history() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
-        9 => on_files(),
-        7 => changes(),
+        10 => on_files(),
+        8 => changes(),
         5 => questions(),
         2 => changes().prop_map(|op| Op::Outside(Box::new(op))),
         1 => (0..1500u64).prop_map(Op::Wait),

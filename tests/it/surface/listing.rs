@@ -1,6 +1,6 @@
 //! Listing directories, also large ones and such that change meanwhile.
 
-use crate::fixture::{Mount, Running, SOON, names};
+use crate::fixture::{Mount, Running, SOON, Slow, equal, eventually, let_age, names};
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -103,6 +103,49 @@ fn a_directory_that_changes_lists_what_stays_exactly_once() {
         stop.store(true, Ordering::Relaxed);
         let rounds = churn.join("the changes", SOON);
         assert!(rounds > 10, "only {rounds} rounds of changes");
+    }
+}
+
+/// A slow source. The first part of a listing comes from memory; while the program is busy with it, the answer of the
+/// source arrives, and says something else. The rest must follow on the first part all the same.
+#[test]
+fn a_listing_goes_on_from_where_it_was() {
+    const STAY: usize = 700;
+    let slow = Slow::with(&["--ttl", "0.2"], |disk| {
+        fill(disk, "stays-", STAY);
+        fill(disk, "goes-", 300);
+        let_age(disk);
+    });
+    let view = slow.view("");
+    for _ in 0..2 {
+        assert_eq!(pass(&mut open_dir(&view)).len(), STAY + 302);
+    }
+    for index in 0..300 {
+        fs::remove_file(slow.disk(format!("goes-{index}"))).expect("remove");
+    }
+    let before = slow.control().requests();
+    eventually("the ttl has passed", SOON, || {
+        fs::metadata(slow.view("stays-0")).expect("stat");
+        equal(slow.control().requests() > before, true)
+    });
+    slow.control().set_delay(Duration::from_millis(30));
+    let mut dir = open_dir(&view);
+    let mut entries = dir.iter();
+    let mut seen: Vec<_> = entries.next().into_iter().collect();
+    eventually("the source's own answer is there", SOON, || {
+        equal(names(&view).len(), STAY)
+    });
+    seen.extend(entries);
+    let mut count: HashMap<String, usize> = HashMap::new();
+    for entry in seen {
+        let entry = entry.expect("list");
+        let name = entry.file_name().to_string_lossy().into_owned();
+        *count.entry(name).or_default() += 1;
+    }
+    for index in 0..STAY {
+        let name = format!("stays-{index}");
+        let times = count.get(&name).copied().unwrap_or_default();
+        assert_eq!(times, 1, "{name} was there throughout");
     }
 }
 
