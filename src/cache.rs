@@ -357,7 +357,13 @@ impl Cache {
         self.index.lock().distrust(id);
     }
 
-    /// Forget all slots of a file.
+    /// Forget all slots of a file, and what reads that are under way will bring.
+    pub fn forget(&self, id: FileId) {
+        let dropped = self.index.lock().forget(id);
+        drop(dropped);
+    }
+
+    /// Drop all slots of a file.
     pub fn evict(&self, id: FileId) {
         let dropped = self.index.lock().evict(id);
         drop(dropped);

@@ -20,6 +20,10 @@ use std::sync::Arc;
 /// A longer gap is read in several steps, so that no slot, and no copy under the lock, is larger.
 const FETCH_BYTES_MAX: u64 = 1 << 20;
 
+/// How often a write compares the file before it gives up what is cached, when other writes keep ending
+/// meanwhile.
+const COMPARE_TRIES: u32 = 3;
+
 /// An open file with the cache in front of it.
 pub struct CachedFile {
     record: OpenRecord,
@@ -193,9 +197,13 @@ impl CachedFile {
     /// comparison, that stamp would declare what we hold to be current for ever; so look first. A record
     /// that holds nothing has nothing to lose.
     fn compare_before_write(&self) -> Result<()> {
-        if self.cache().holds(self.id()) {
-            self.compare(false)?;
+        for _ in 0..COMPARE_TRIES {
+            if !self.cache().holds(self.id()) || self.compare(false)? != Compared::Unsettled {
+                return Ok(());
+            }
         }
+        // Writes of ours keep overtaking the comparison: then there is nothing to be declared current.
+        self.cache().forget(self.id());
         Ok(())
     }
 }

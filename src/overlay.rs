@@ -535,7 +535,7 @@ impl Overlay {
     fn held(&self, id: NodeId) -> Option<Arc<OwnedFd>> {
         let mut inodes = self.inodes.lock();
         let node = inodes.get(id)?;
-        let held = node.open.upgrade().or_else(|| node.grave.clone());
+        let held = node.held();
         held.or_else(|| inodes.named(id))
     }
 
@@ -591,7 +591,7 @@ impl Overlay {
             Some(_) => self.stat_node(id).ok().map(|stat| Version::of(&stat)),
             None => None,
         };
-        self.inodes.lock().begin_change(id);
+        let begun = self.inodes.lock().begin_change(id);
         let result = f();
         let mut attr = None;
         if let Some(before) = before
@@ -604,7 +604,7 @@ impl Overlay {
                 attr = Some(Attr { stat, checked: now });
             }
         }
-        self.inodes.lock().end_change(id, attr);
+        self.inodes.lock().end_change(id, begun, attr);
         result
     }
 

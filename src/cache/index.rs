@@ -564,6 +564,13 @@ impl Index {
         }
     }
 
+    pub(super) fn forget(&mut self, id: FileId) -> Dropped {
+        if let Some(record) = self.records.get_mut(&id) {
+            record.generation += 1;
+        }
+        self.evict(id)
+    }
+
     pub(super) fn evict(&mut self, id: FileId) -> Dropped {
         let mut dropped = Dropped::default();
         self.remove_all(id, &mut dropped);

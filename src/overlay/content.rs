@@ -97,7 +97,12 @@ impl Overlay {
         let version = self.version_in(id, &stat)?;
         let record = self.record(id, version.id);
         let backing = match fd {
-            Some(fd) => BackingFile::opened(self.source.clone(), fd),
+            Some(fd) => {
+                if let Some(node) = self.inodes.lock().get_mut(id) {
+                    node.opened(&fd);
+                }
+                BackingFile::opened(self.source.clone(), fd)
+            }
             None => {
                 let overlay = self.clone();
                 BackingFile::lazy(self.source.clone(), move || {
@@ -181,10 +186,8 @@ impl Overlay {
         };
         let mut inodes = self.inodes.lock();
         inodes.store_attr(id, attr, asking.epoch);
-        if let Some(node) = inodes.get_mut(id)
-            && node.open.strong_count() == 0
-        {
-            node.open = Arc::downgrade(&fd);
+        if let Some(node) = inodes.get_mut(id) {
+            node.opened(&fd);
         }
         drop(inodes);
         let backing = BackingFile::opened(self.source.clone(), fd);
@@ -235,6 +238,9 @@ impl Overlay {
         let mut inodes = self.inodes.lock();
         if let Some(file) = inodes.get(id).map(|node| node.file) {
             inodes.keep_read_fd(id, file, fd.clone(), now);
+        }
+        if let Some(node) = inodes.get_mut(id) {
+            node.opened(&fd);
         }
         let garbage = inodes.take_garbage();
         drop(inodes);
@@ -299,7 +305,7 @@ impl Overlay {
 
     /// Run a change of the content of `id`; its attributes afterwards are known from the change itself.
     fn changing_content<T>(&self, id: NodeId, f: impl FnOnce() -> Result<Changed<T>>) -> Result<T> {
-        self.inodes.lock().begin_change(id);
+        let begun = self.inodes.lock().begin_change(id);
         let now = self.now();
         let result = f();
         let attr = match &result {
@@ -312,7 +318,7 @@ impl Overlay {
             }
             Err(_) => None,
         };
-        self.inodes.lock().end_change(id, attr);
+        self.inodes.lock().end_change(id, begun, attr);
         result.map(|changed| changed.value)
     }
 

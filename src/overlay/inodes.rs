@@ -97,8 +97,8 @@ pub(super) struct Node {
     pub(super) link: Option<(OsString, Version)>,
     /// Extended attributes, of this version.
     pub(super) xattrs: Option<(Version, Xattrs)>,
-    /// Some open descriptor of the file, while there is one: it works without any name.
-    pub(super) open: Weak<OwnedFd>,
+    /// Open descriptors of the file: each works without any name.
+    open: SmallVec<[Weak<OwnedFd>; 2]>,
     /// Kept for a file that a rename replaced while the kernel still refers to it.
     pub(super) grave: Option<Arc<OwnedFd>>,
     /// A directory: when a file in it was last replaced between lookup and opening.
@@ -112,7 +112,29 @@ pub(super) struct Node {
 impl Node {
     fn is_new_file(&self, stat: &Stat) -> bool {
         let reborn = matches!((self.birth, stat.btime), (Some(a), Some(b)) if a != b);
-        self.kind != stat.kind() || reborn || (self.dead && self.open.strong_count() == 0)
+        self.kind != stat.kind() || reborn || (self.dead && !self.is_open())
+    }
+
+    fn is_open(&self) -> bool {
+        self.open.iter().any(|fd| fd.strong_count() > 0)
+    }
+
+    /// `fd` is one more open descriptor of the file.
+    pub(super) fn opened(&mut self, fd: &Arc<OwnedFd>) {
+        self.open.retain(|fd| fd.strong_count() > 0);
+        if !self
+            .open
+            .iter()
+            .any(|known| known.as_ptr() == Arc::as_ptr(fd))
+        {
+            self.open.push(Arc::downgrade(fd));
+        }
+    }
+
+    /// A descriptor that needs no name: of an open file, or kept for one that a rename replaced.
+    pub(super) fn held(&self) -> Option<Arc<OwnedFd>> {
+        let open = self.open.iter().find_map(Weak::upgrade);
+        open.or_else(|| self.grave.clone())
     }
 }
 
@@ -180,7 +202,7 @@ impl Inodes {
             listing: None,
             link: None,
             xattrs: None,
-            open: Weak::new(),
+            open: SmallVec::new(),
             grave: None,
             flapped: None,
             proven: None,
@@ -290,10 +312,7 @@ impl Inodes {
                 dir.children.retain(|_, known| known.node.is_some());
             }
         }
-        if before == child {
-            return;
-        }
-        if let Some(old) = before {
+        if let Some(old) = before.filter(|_| before != child) {
             self.drop_name(old, parent, name);
         }
         if let Some(id) = child
@@ -301,9 +320,8 @@ impl Inodes {
         {
             let known = node.names.iter().any(|(p, n)| *p == parent && n == name);
             if !known {
-                if node.names.len() >= NAMES_MAX {
-                    node.names.remove(0);
-                }
+                // The oldest goes; it is found again by a lookup.
+                node.names.truncate(NAMES_MAX - 1);
                 // The latest name first: it is the one most likely to be still there.
                 node.names.insert(0, (parent, name.to_owned()));
             }
@@ -353,21 +371,24 @@ impl Inodes {
     }
 
     /// A change of `id` begins: what is known of its attributes is void until it ends.
-    pub(super) fn begin_change(&mut self, id: NodeId) {
+    pub(super) fn begin_change(&mut self, id: NodeId) -> Epoch {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.changing += 1;
             node.attr = None;
         }
+        Epoch(self.epoch)
     }
 
-    /// It ended, and `attr` is what the source said afterwards.
-    pub(super) fn end_change(&mut self, id: NodeId, attr: Option<Attr>) {
+    /// The change that began at `begun` ended, and `attr` is what the source said afterwards: believed if no
+    /// other change was under way meanwhile, which that may not show.
+    pub(super) fn end_change(&mut self, id: NodeId, begun: Epoch, attr: Option<Attr>) {
         self.epoch += 1;
         let epoch = Epoch(self.epoch);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.changing -= 1;
+            let is_sole = node.changing == 0 && node.changed <= begun;
             node.changed = epoch;
-            node.attr = if node.changing == 0 { attr } else { None };
+            node.attr = attr.filter(|_| is_sole);
             if node.kind == crate::sys::S_IFDIR {
                 node.listing = None;
             }
@@ -417,7 +438,7 @@ impl Inodes {
             let unused = self
                 .nodes
                 .get(&oldest)
-                .is_some_and(|n| n.lookups == 0 && n.changing == 0 && n.open.strong_count() == 0);
+                .is_some_and(|n| n.lookups == 0 && n.changing == 0 && !n.is_open());
             if unused && oldest != id {
                 self.remove(oldest);
             }

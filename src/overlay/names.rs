@@ -28,9 +28,9 @@ impl Overlay {
 
     /// Run a change of directory `parent`.
     fn changing_dir<T>(&self, parent: NodeId, f: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.inodes.lock().begin_change(parent);
+        let begun = self.inodes.lock().begin_change(parent);
         let result = f();
-        self.inodes.lock().end_change(parent, None);
+        self.inodes.lock().end_change(parent, begun, None);
         result
     }
 
@@ -207,13 +207,13 @@ impl Overlay {
         let mut inodes = self.inodes.lock();
         // The number of links is what `mark_dead_if_nameless` decides by.
         let attr = inodes.get(victim).and_then(|node| node.attr);
-        inodes.begin_change(victim);
+        let begun = inodes.begin_change(victim);
         if let Some(node) = inodes.get_mut(victim) {
             node.attr = attr;
         }
         drop(inodes);
         let result = f();
-        self.inodes.lock().end_change(victim, None);
+        self.inodes.lock().end_change(victim, begun, None);
         result
     }
 

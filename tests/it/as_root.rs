@@ -1,6 +1,6 @@
 //! Other users and devices: tests that only root can make. (`cargo test --test it -- --skip as_root` leaves them out.)
 
-use crate::fixture::{Mount, WARMFS, run, tempdir};
+use crate::fixture::{Mount, WARMFS, mount_at, run, tempdir};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
@@ -47,9 +47,16 @@ fn devices_are_those_of_the_source() {
         let kind_seen = meta.file_type();
         assert_eq!(kind_seen.is_block_device(), kind == SFlag::S_IFBLK);
     }
-    // Devices of a source that anybody may have put there do nothing, unless asked for with -o dev.
+    // Devices of a source that anybody may have put there do nothing, unless they are asked for.
     let refused = fs::read(mount.view("null")).expect_err("nodev");
     assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+    let mount = Mount::with(&["-o", "dev,suid"], |source| {
+        let mode = Mode::from_bits_truncate(0o600);
+        mknod(&source.join("null"), SFlag::S_IFCHR, mode, makedev(1, 3)).expect("mknod");
+    });
+    assert_eq!(fs::read(mount.view("null")).expect("read"), b"");
+    let listed = mount_at(mount.at()).expect("listed");
+    assert!(!listed.options.contains("nosuid"), "{listed:?}");
 }
 
 /// What another user creates belongs to that user, in the source too: files, directories, links, pipes. (PostgreSQL

@@ -2,7 +2,7 @@
 
 use crate::fixture::{
     Mount, Running, SOON, Slow, assert_bytes, equal, eventually, is_alive, let_age, mount_at,
-    pattern, run, umount, warmfs,
+    pattern, run, unmount, warmfs,
 };
 use crate::slow_source::Kind;
 use nix::sys::signal::{Signal, kill};
@@ -198,7 +198,7 @@ fn a_source_that_died_leaves_what_is_cached_readable() {
         let size = fs::metadata(slow.view("known")).expect("stat").len();
         assert_eq!(size, 100_000, "round {round}");
     }
-    umount(slow.mount.at()).ok();
+    unmount(slow.mount.at());
 }
 
 fn kill_hard(pid: u32) {
@@ -274,7 +274,7 @@ fn a_killed_daemon_is_cleaned_up_with_one_command() {
     let said = again(mount.at());
     assert_eq!(said.status.code(), Some(1), "{said:?}");
     assert!(said.stderr.contains("warmfs umount"), "{said:?}");
-    umount(mount.at()).ok();
+    unmount(mount.at());
     assert!(mount_at(mount.at()).is_none());
     again(mount.at()).ok();
     mount.assert_content("f", b"content");

@@ -9,9 +9,9 @@ mod programs;
 mod table;
 mod waiting;
 
-pub(crate) use programs::{Said, python, run, umount, warmfs};
-pub(crate) use table::{daemon_of, is_alive, mount_at, take_away};
-pub(crate) use waiting::{Running, equal, eventually, let_age, within};
+pub(crate) use programs::{Said, python, run, umount, unmount, unmount_with, warmfs};
+pub(crate) use table::{daemon_of, is_alive, mount_at, take_away, take_away_below};
+pub(crate) use waiting::{Repeating, Running, equal, eventually, let_age, within};
 
 use crate::slow_source::{Control, Kind, Options, SlowSource};
 use std::ffi::OsString;

@@ -3,7 +3,7 @@
 use crate::fixture::{Running, equal};
 use crate::fixture::{
     SOON, Slow, assert_equal_bytes, daemon_of, eventually, is_alive, let_age, mount_at, names,
-    pattern, python, run, umount, warmfs, within,
+    pattern, python, run, umount, unmount_with, warmfs, within,
 };
 use crate::slow_source::Kind;
 use std::fs::{self, File};
@@ -292,7 +292,11 @@ fn umount_works_while_the_source_hangs() {
             }
             let at = slow.mount.at();
             let pid = daemon_of(at).expect("the daemon runs");
-            run(warmfs(command).arg(at)).ok();
+            unmount_with(|| {
+                let mut command = warmfs(command);
+                command.arg(at);
+                command
+            });
             assert!(mount_at(at).is_none(), "still mounted, {args:?}");
             slow.control().hang(false);
             eventually("the daemon ends", SOON, || equal(is_alive(pid), false));

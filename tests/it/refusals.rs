@@ -1,6 +1,6 @@
 //! Mistakes on the command line: one line that says what is wrong and what to do, exit code 1, and nothing mounted.
 
-use crate::fixture::{Mount, Said, mount_at, run, take_away, tempdir, umount, warmfs};
+use crate::fixture::{Mount, Said, mount_at, run, take_away_below, tempdir, umount, warmfs};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,7 +50,7 @@ impl Dirs {
 
 impl Drop for Dirs {
     fn drop(&mut self) {
-        take_away(&self.path("view"));
+        take_away_below(self.0.path());
     }
 }
 

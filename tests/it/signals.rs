@@ -1,7 +1,7 @@
 //! Ending a mount with a signal: Ctrl-C in the foreground, SIGTERM at shutdown.
 
 use crate::fixture::{
-    Mount, Running, SOON, equal, eventually, is_alive, mount_at, take_away, tempdir, warmfs,
+    Mount, Running, SOON, equal, eventually, is_alive, mount_at, take_away_below, tempdir, warmfs,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -72,7 +72,7 @@ impl Drop for Foreground {
         if std::thread::panicking() {
             eprintln!("{}", self.log());
         }
-        take_away(&self.view);
+        take_away_below(self.dir.path());
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -151,7 +151,7 @@ sys.stdin.read()
 #[test]
 fn an_umount_from_outside_ends_it_well() {
     let mut mount = Foreground::start();
-    crate::fixture::umount(&mount.view).ok();
+    crate::fixture::unmount(&mount.view);
     assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
 }
 

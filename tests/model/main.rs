@@ -12,7 +12,7 @@ mod stories;
 mod threads;
 mod view;
 
-use ops::{Op, beginning, history};
+use ops::{Op, beginning, ending, history};
 use plain::Plain;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 use std::hash::{BuildHasher, RandomState};
@@ -33,7 +33,7 @@ fn next_tick(dir: &Path) {
     while stamp() <= before {}
 }
 
-/// Do the beginning and `ops` in the overlay and in a plain directory; says what differs.
+/// Do `ops` in the overlay and in a plain directory, between the beginning and the ending; says what differs.
 fn play(ops: &[Op]) -> Result<(), String> {
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
@@ -43,11 +43,16 @@ fn play(ops: &[Op]) -> Result<(), String> {
     }
     let (mut view, mut plain) = (View::new(&source), Plain::new(&twin));
     let mut stranger = Plain::new(&source);
-    for (number, op) in beginning().iter().chain(ops).enumerate() {
+    let (first, last) = (beginning(), ending());
+    let all = first.iter().chain(ops).chain(&last);
+    for (number, op) in all.enumerate() {
         let (got, wanted) = match op {
-            Op::Outside(op) => {
+            Op::Outside(op, asked) => {
                 next_tick(dir.path());
                 let answers = (stranger.apply(op), plain.apply(op));
+                for question in asked {
+                    let _ = view.apply(question);
+                }
                 view.clock.advance(TTL);
                 answers
             }

@@ -3,6 +3,7 @@
 //! Places and sizes are few and small, and the first operations are always the same, so that operations meet: in a
 //! wide space almost every one would only find that nothing is there.
 
+use crate::view::TTL;
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -64,8 +65,9 @@ pub(crate) enum Op {
     GetXattr(Place, &'static str, u32),
     ListXattr(Place),
     RemoveXattr(Place, &'static str),
-    /// Somebody else does it, in the source itself. Then the time passes for which anything is believed.
-    Outside(Box<Op>),
+    /// Somebody else does it, in the source itself. What is asked meanwhile may be answered either way; then the time
+    /// passes for which anything is believed.
+    Outside(Box<Op>, Vec<Op>),
     /// So many milliseconds pass.
     Wait(u64),
     /// What is kept open for later is closed.
@@ -151,12 +153,12 @@ fn changes() -> impl Strategy<Value = Op> {
         4 => (file(), file(), flags()).prop_map(|(from, to, flags)| Op::Rename(from, to, flags)),
         3 => (place(), place(), flags()).prop_map(|(from, to, flags)| Op::Rename(from, to, flags)),
         3 => (file(), file()).prop_map(|(old, new)| Op::Link(old, new)),
-        1 => place().prop_map(Op::Symlink),
+        2 => file().prop_map(Op::Symlink),
         2 => (place(), modes).prop_map(|(place, mode)| Op::Chmod(place, mode)),
         1 => (place(), 1..1_000_000_000i64).prop_map(|(place, secs)| Op::SetTime(place, secs)),
-        3 => (place(), xattr(), 1..40usize, select(&[0, 0, 1, 2][..]))
+        3 => (file(), xattr(), 1..40usize, select(&[0, 0, 1, 2][..]))
             .prop_map(|(place, name, size, flags)| Op::SetXattr(place, name, size, flags)),
-        1 => (place(), xattr()).prop_map(|(place, name)| Op::RemoveXattr(place, name)),
+        1 => (file(), xattr()).prop_map(|(place, name)| Op::RemoveXattr(place, name)),
     ]
 }
 
@@ -164,11 +166,11 @@ fn questions() -> impl Strategy<Value = Op> {
     let listed = || prop_oneof![1 => Just(""), 2 => dir()];
     let (xattr, sizes) = (select(&XATTRS[..]), select(&[0u32, 5, 100][..]));
     prop_oneof![
-        4 => place().prop_map(Op::Stat),
+        4 => prop_oneof![9 => place(), 1 => Just("")].prop_map(Op::Stat),
         2 => listed().prop_map(Op::List),
         2 => listed().prop_map(Op::ListPlus),
-        1 => place().prop_map(Op::Readlink),
-        2 => (place(), xattr, sizes).prop_map(|(place, name, size)| Op::GetXattr(place, name, size)),
+        1 => file().prop_map(Op::Readlink),
+        3 => (file(), xattr, sizes).prop_map(|(place, name, size)| Op::GetXattr(place, name, size)),
         1 => place().prop_map(Op::ListXattr),
     ]
 }
@@ -184,13 +186,35 @@ pub(crate) fn beginning() -> Vec<Op> {
     ops
 }
 
-/// What some 60 operations later happened, after the beginning.
+/// A look at everything that may be there, after all trust has ended.
+pub(crate) fn ending() -> Vec<Op> {
+    let mut ops = vec![Op::Wait(TTL.as_millis() as u64)];
+    let places = FILES.iter().chain(&DIRS).chain(&ODD);
+    ops.extend(["", "d", "e", "d/d", "e/d"].map(Op::ListPlus));
+    for place in places {
+        let open = Op::Open(0, place, libc::O_RDONLY);
+        ops.extend([
+            Op::Stat(place),
+            Op::ListXattr(place),
+            open,
+            Op::Read(0, (0, 20_000)),
+        ]);
+    }
+    ops
+}
+
+/// Some 60 operations in between.
 pub(crate) fn history() -> impl Strategy<Value = Vec<Op>> {
+    let asked = prop_oneof![
+        questions(),
+        (0..SLOTS, part()).prop_map(|(slot, part)| Op::Read(slot, part))
+    ];
     let op = prop_oneof![
         10 => on_files(),
         8 => changes(),
         5 => questions(),
-        2 => changes().prop_map(|op| Op::Outside(Box::new(op))),
+        2 => (changes(), prop::collection::vec(asked, 0..4))
+            .prop_map(|(op, asked)| Op::Outside(Box::new(op), asked)),
         1 => (0..1500u64).prop_map(Op::Wait),
         1 => Just(Op::Sweep),
     ];

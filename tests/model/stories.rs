@@ -2,7 +2,7 @@
 
 use crate::ops::Op;
 use crate::play;
-use crate::view::{TTL, View};
+use crate::view::{TTL, View, caller};
 use bytes::Bytes;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,7 +12,7 @@ use warmfs::backing::{BackingFile, Call, Intercept, Source};
 use warmfs::cache::{Cache, Version};
 use warmfs::clock::Clock;
 use warmfs::file::CachedFile;
-use warmfs::overlay::NodeId;
+use warmfs::overlay::{How, NodeId, Overlay};
 use warmfs::span::Span;
 use warmfs::stats::Stats;
 
@@ -47,6 +47,18 @@ fn a_file_without_a_name_is_known_by_each_of_its_descriptors() {
     assert_like_a_plain_directory(&kept);
 }
 
+/// A file has two names, and a stranger puts a directory at one of them: opening the file for writing by the other one
+/// gave EISDIR.
+#[test]
+fn another_file_at_one_of_its_names_is_no_error_of_a_file() {
+    let other = Op::Outside(
+        Box::new(Op::Rename("d/a", "d/d", libc::RENAME_EXCHANGE)),
+        vec![],
+    );
+    let open = Op::Open(0, "b", libc::O_WRONLY);
+    assert_like_a_plain_directory(&[Op::Unlink("d/a"), Op::Link("b", "d/a"), other, open]);
+}
+
 /// Only so many names of a file are kept. One of the others, met again, was taken for known, and led nowhere: opening
 /// the file gave ESTALE each time.
 #[test]
@@ -61,7 +73,7 @@ fn a_file_opens_by_each_of_very_many_names() {
     let open = |name: &str| {
         let entry = view.lookup(NodeId::ROOT, name.as_ref()).expect(name);
         let opened = view.open(entry.node, libc::O_RDWR);
-        drop(view.overlay.release(opened.expect(name).handle));
+        drop(view.overlay.release(opened.expect(name)));
         drop(view.overlay.forget(entry.node, 1));
     };
     let others: Vec<String> = (0..20).map(|number| format!("other {number}")).collect();
@@ -76,6 +88,39 @@ fn a_file_opens_by_each_of_very_many_names() {
     }
 }
 
+/// Two changes of one file at once: the one that ended last told the attributes that it had seen, which were from
+/// before the other one. A program that had made a file longer was shown the old size.
+#[test]
+fn attributes_are_not_older_than_a_change_that_has_returned() {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let hook = Arc::new(Once::default());
+    let view = View::with(dir.path(), Some(hook.clone()));
+    let made = view.overlay.create(
+        caller(),
+        NodeId::ROOT,
+        "f".as_ref(),
+        (0o600, 0),
+        libc::O_RDWR,
+    );
+    let (entry, opened) = made.expect("create");
+    let write = move |overlay: &Overlay, pos: u64| {
+        overlay
+            .write(
+                opened.handle,
+                pos,
+                Bytes::from_static(b"0123"),
+                How::default(),
+            )
+            .expect("write");
+    };
+    let (overlay, stat) = (view.overlay.clone(), hook.clone());
+    hook.set(Call::Write, true, move || {
+        stat.set(Call::Stat, true, move || write(&overlay, 4));
+    });
+    write(&view.overlay, 0);
+    assert_eq!(view.getattr(entry.node).expect("getattr").size, 8);
+}
+
 type Hook = Box<dyn FnOnce() + Send>;
 
 /// Does something once, before or after a call on the source.
@@ -88,10 +133,12 @@ impl Once {
     }
 
     fn run(&self, call: Call, after: bool) {
-        let mut hook = self.0.lock().expect("not poisoned");
-        let is_due = matches!(*hook, Some((due, when, _)) if (due, when) == (call, after));
-        let hook = if is_due { hook.take() } else { None };
-        if let Some((_, _, hook)) = hook {
+        let due = {
+            let mut hook = self.0.lock().expect("not poisoned");
+            let is_due = matches!(*hook, Some((due, when, _)) if (due, when) == (call, after));
+            if is_due { hook.take() } else { None }
+        };
+        if let Some((_, _, hook)) = due {
             hook();
         }
     }

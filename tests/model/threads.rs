@@ -4,6 +4,7 @@
 //! number; behind them blocks are added. So every word of a file says which write it is from. Meanwhile the files
 //! change their names and modes, and are evicted.
 
+use crate::plain::Code;
 use crate::view::{TTL, View, caller};
 use libc::{O_RDONLY, O_RDWR};
 use nix::errno::Errno;
@@ -117,17 +118,17 @@ impl Shared {
         let mut tried = 0;
         let opened = loop {
             let entry = match self.view.lookup(NodeId::ROOT, format!("f{name}").as_ref()) {
-                Err(Errno::ENOENT) => return,
+                Err(Code(Errno::ENOENT)) => return,
                 other => other.expect("lookup"),
             };
             match self.view.open(entry.node, O_RDONLY) {
-                Err(Errno::ESTALE) if tried == 0 => tried += 1,
+                Err(Code(Errno::ESTALE)) if tried == 0 => tried += 1,
                 opened => break (entry, opened.expect("open")),
             }
             drop(self.view.overlay.forget(entry.node, 1));
         };
-        self.read_handle(opened.1.handle, None, &floors, random);
-        drop(self.view.overlay.release(opened.1.handle));
+        self.read_handle(opened.1, None, &floors, random);
+        drop(self.view.overlay.release(opened.1));
         drop(self.view.overlay.forget(opened.0.node, 1));
     }
 

@@ -243,6 +243,7 @@ fn an_access_control_list_shows_in_the_mode_at_once() {
         mount.assert_same(name);
         assert_both(&mount, &["getfacl", "-n"], name, "user::rw-");
     }
+    fs::set_permissions(mount.view("dir"), Permissions::from_mode(0o755)).expect("chmod");
     in_view(&mount, &["setfacl", "-d", "-m", "u:12345:rx"], "dir");
     fs::write(mount.view("dir/new"), "").expect("write");
     mount.assert_same("dir/new");

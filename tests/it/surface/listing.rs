@@ -1,6 +1,6 @@
 //! Listing directories, also large ones and such that change meanwhile.
 
-use crate::fixture::{Mount, Running, SOON, Slow, equal, eventually, let_age, names};
+use crate::fixture::{Mount, Repeating, SOON, Slow, equal, eventually, let_age, names};
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -9,8 +9,6 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 fn fill(dir: &Path, prefix: &str, count: usize) {
@@ -67,20 +65,13 @@ fn a_directory_that_changes_lists_what_stays_exactly_once() {
         fill(source, "goes-", 300);
     });
     for (who, side) in [("we", mount.view("")), ("somebody", mount.source(""))] {
-        let stop = Arc::new(AtomicBool::new(false));
-        let until = stop.clone();
-        let churn = Running::start(move || {
-            let mut round = 0;
-            while !until.load(Ordering::Relaxed) {
-                let index = round % 300;
-                let name = |what: &str| side.join(format!("{what}-{index}"));
-                fs::rename(name("goes"), name("gone")).expect("rename");
-                fs::write(name("comes"), "").expect("create");
-                fs::remove_file(name("comes")).expect("remove");
-                fs::rename(name("gone"), name("goes")).expect("rename");
-                round += 1;
-            }
-            round
+        let churn = Repeating::start(move |round| {
+            let index = round % 300;
+            let name = |what: &str| side.join(format!("{what}-{index}"));
+            fs::rename(name("goes"), name("gone")).expect("rename");
+            fs::write(name("comes"), "").expect("create");
+            fs::remove_file(name("comes")).expect("remove");
+            fs::rename(name("gone"), name("goes")).expect("rename");
         });
         let begun = Instant::now();
         let mut passes = 0;
@@ -100,8 +91,7 @@ fn a_directory_that_changes_lists_what_stays_exactly_once() {
             assert_eq!(twice, None, "pass {passes}, {who} change it");
             passes += 1;
         }
-        stop.store(true, Ordering::Relaxed);
-        let rounds = churn.join("the changes", SOON);
+        let rounds = churn.stop();
         assert!(rounds > 10, "only {rounds} rounds of changes");
     }
 }

@@ -1,6 +1,6 @@
 //! Names that change under those who use them.
 
-use crate::fixture::{Mount, Running, SOON, pattern, tempdir};
+use crate::fixture::{Mount, Repeating, pattern, tempdir};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2};
 use nix::sys::stat::{Mode, fstatat};
@@ -8,8 +8,6 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long each race is run. All that were ever seen show within a fraction of it.
@@ -17,26 +15,15 @@ const RACE: Duration = Duration::from_secs(3);
 
 /// Run `racer` again and again on another thread while `look` looks, for the length of a race. Returns how often each
 /// ran.
-fn race(mut racer: impl FnMut(u64) + Send + 'static, mut look: impl FnMut(u64)) -> (u64, u64) {
-    let stop = Arc::new(AtomicBool::new(false));
-    let until = stop.clone();
-    let racing = Running::start(move || {
-        let mut round = 0;
-        while !until.load(Ordering::Relaxed) {
-            racer(round);
-            round += 1;
-        }
-        round
-    });
+fn race(racer: impl FnMut(u64) + Send + 'static, mut look: impl FnMut(u64)) -> (u64, u64) {
+    let racing = Repeating::start(racer);
     let begun = Instant::now();
     let mut looks = 0;
-    while begun.elapsed() < RACE {
+    while begun.elapsed() < RACE && racing.is_running() {
         look(looks);
         looks += 1;
-        assert!(racing.is_running(), "the other side has failed");
     }
-    stop.store(true, Ordering::Relaxed);
-    (racing.join("the other side of the race", SOON), looks)
+    (racing.stop(), looks)
 }
 
 /// Replace `view` through `dir` while it is read.
