@@ -333,7 +333,8 @@ impl Cache {
     }
 
     /// The source was seen with `version` at `when`, in passing (a lookup, a listing). If the record has that
-    /// very version it counts as compared then; anything else is left to a real comparison.
+    /// very version it counts as compared then. If it has another it is believed no longer: the kernel, told of
+    /// the new attributes, drops its pages once, and must not be given the old bytes again.
     pub fn confirm(&self, version: Version, when: Moment) {
         self.index.lock().confirm(version, when);
     }

@@ -236,16 +236,15 @@ impl Overlay {
     /// `name` in `parent`.
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Entry> {
         let dir = self.dir(parent)?;
+        if self.is_flapping(parent) {
+            return self.lookup_held(parent, &dir, name);
+        }
         let (asked, now) = (self.inodes.lock().epoch(), self.now());
         match self.source.stat_at(&*dir, name, Self::FRESH) {
             Ok(stat) if self.own_device.get() == Some(&stat.dev) => {
                 Err(Error::new(Errno::ELOOP, "lookup"))
             }
-            Ok(stat) => {
-                let entry = self.learn(parent, name, stat, now, asked);
-                self.hold_if_flapping(parent, name, &entry);
-                Ok(entry)
-            }
+            Ok(stat) => Ok(self.learn(parent, name, stat, now, asked)),
             Err(error) if error.errno() == Errno::ENOENT => {
                 self.check_alive(parent, &dir)?;
                 let mut inodes = self.inodes.lock();
@@ -258,33 +257,29 @@ impl Overlay {
         }
     }
 
-    /// In a directory where somebody else keeps replacing files, a file may be gone from its name before the
-    /// program that looked it up opens it, again and again. There a descriptor is taken with the lookup.
-    fn hold_if_flapping(&self, parent: NodeId, name: &OsStr, entry: &Entry) {
+    /// Does somebody else keep replacing files in this directory?
+    fn is_flapping(&self, id: NodeId) -> bool {
         let now = self.now();
-        let flapping = entry.stat.is_file()
-            && self.inodes.lock().get(parent).is_some_and(|dir| {
-                dir.flapped
-                    .is_some_and(|then| now.since(then) < FLAPPING_FOR)
-            });
-        if !flapping || !self.keeps_graves {
-            return;
-        }
-        let Ok(dir) = self.dir(parent) else { return };
-        let Ok(named) = self.source.name(&*dir, name) else {
-            return;
-        };
-        let Ok(stat) = self.source.stat(&named, false) else {
-            return;
-        };
+        let flapped = self.inodes.lock().get(id).and_then(|dir| dir.flapped);
+        self.keeps_graves && flapped.is_some_and(|then| now.since(then) < FLAPPING_FOR)
+    }
+
+    /// A lookup that takes a descriptor first and asks that: in a directory that flaps, the file may be gone from
+    /// its name before the program that looked it up opens it, again and again.
+    fn lookup_held(&self, parent: NodeId, dir: &Arc<OwnedFd>, name: &OsStr) -> Result<Entry> {
+        let (asked, now) = (self.inodes.lock().epoch(), self.now());
+        let named = self.with_descriptor(|| self.source.name(&**dir, name))?;
+        let stat = self.source.stat(&named, false)?;
+        let entry = self.learn(parent, name, stat, now, asked);
         let garbage = {
             let mut inodes = self.inodes.lock();
-            if inodes.is_same_file(entry.node, &stat) {
+            if stat.is_file() {
                 inodes.keep_named(entry.node, Arc::new(named), now);
             }
             inodes.take_garbage()
         };
         drop(garbage);
+        Ok(entry)
     }
 
     /// Everything is absent from a directory that was removed. If that happened behind our back another may

@@ -537,12 +537,15 @@ impl Index {
     }
 
     pub(super) fn confirm(&mut self, version: Version, when: Moment) {
-        if let Some(record) = self.records.get_mut(&version.id)
-            && record.version == Some(version)
-            && record.writers == 0
-            && record.checked.is_none_or(|then| then < when)
-            && !record.racy
-        {
+        let Some(record) = self.records.get_mut(&version.id) else {
+            return;
+        };
+        if record.writers > 0 {
+            return;
+        }
+        if record.version != Some(version) {
+            record.checked = None;
+        } else if !record.racy && record.checked.is_none_or(|then| then < when) {
             record.checked = Some(when);
         }
     }

@@ -121,6 +121,10 @@ impl Overlay {
     ) -> Option<Vec<DirEntry>> {
         let open = self.dirs.get(handle).ok()?;
         if from == 0 && open.used.load(Ordering::Acquire) {
+            if trust == Trust::Any {
+                // While this answer waits to be needed, the source's may bring another snapshot.
+                return None;
+            }
             let fresh = self.listing_known(open.node, trust)?;
             *open.snapshot.lock() = fresh;
         }
@@ -151,7 +155,9 @@ impl Overlay {
             };
             batch.push(self.dir_entry(listed, index, entry));
         }
-        open.used.store(true, Ordering::Release);
+        if trust == Trust::Ttl {
+            open.used.store(true, Ordering::Release);
+        }
         Some(batch)
     }
 

@@ -14,6 +14,8 @@ pub(crate) use table::{daemon_of, is_alive, mount_at, take_away, take_away_below
 pub(crate) use waiting::{Repeating, Running, equal, eventually, let_age, within};
 
 use crate::slow_source::{Control, Kind, Options, SlowSource};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -51,6 +53,29 @@ pub(crate) fn tempdir() -> TempDir {
     dir
 }
 
+/// Every mount holds this shared, a test that measures time holds it alone.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+thread_local! {
+    static IS_ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// No other test of this run has a mount while this exists.
+pub(crate) struct Alone(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>);
+
+/// Wait until no other test has a mount, and keep it so.
+pub(crate) fn alone() -> Alone {
+    let guard = MACHINE.write();
+    IS_ALONE.set(true);
+    Alone(guard)
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        IS_ALONE.set(false);
+    }
+}
+
 /// A source and its mount.
 pub(crate) struct Mount {
     source: PathBuf,
@@ -58,6 +83,7 @@ pub(crate) struct Mount {
     log: PathBuf,
     /// Ends the watchdog.
     _watch: mpsc::Sender<()>,
+    _among_others: Option<RwLockReadGuard<'static, ()>>,
     /// Removed last.
     _dir: Option<TempDir>,
 }
@@ -83,6 +109,8 @@ impl Mount {
     /// Mount `source` at a new directory in `dir`.
     #[track_caller]
     fn over(dir: &Path, source: &Path, args: &[&str]) -> Mount {
+        // Recursive: a test may have several.
+        let among_others = (!IS_ALONE.get()).then(|| MACHINE.read_recursive());
         let (view, log) = (dir.join("view"), dir.join("log"));
         fs::create_dir(&view).expect("mkdir");
         let mut command = warmfs(["mount", "--log", "info", "--log-file"]);
@@ -95,6 +123,7 @@ impl Mount {
             view,
             log,
             _watch: watch,
+            _among_others: among_others,
             _dir: None,
         };
         let minor = mount_at(&mount.view).expect("the mount is listed").minor;

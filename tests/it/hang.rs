@@ -2,8 +2,8 @@
 
 use crate::fixture::{Running, equal};
 use crate::fixture::{
-    SOON, Slow, assert_equal_bytes, daemon_of, eventually, is_alive, let_age, mount_at, names,
-    pattern, python, run, umount, unmount_with, warmfs, within,
+    SOON, Slow, alone, assert_equal_bytes, daemon_of, eventually, is_alive, let_age, mount_at,
+    names, pattern, python, run, umount, unmount_with, warmfs, within,
 };
 use crate::slow_source::Kind;
 use std::fs::{self, File};
@@ -51,7 +51,7 @@ fn timed(mut operation: impl FnMut(usize)) -> Vec<Duration> {
     (0..OPERATIONS).map(time).collect()
 }
 
-const FILES: usize = 20;
+const FILES: usize = 5;
 
 fn small(index: usize) -> Vec<u8> {
     pattern(5000, index as u64)
@@ -64,7 +64,7 @@ fn warm(args: &[&str]) -> Slow {
         for index in 0..FILES {
             fs::write(disk.join(format!("dir/{index}")), small(index)).expect("write");
         }
-        std::os::unix::fs::symlink("dir/7", disk.join("link")).expect("symlink");
+        std::os::unix::fs::symlink("dir/2", disk.join("link")).expect("symlink");
         fs::write(disk.join("cold"), b"never read").expect("write");
         fs::write(disk.join("colder"), b"never read either").expect("write");
         let_age(&disk.join("colder"));
@@ -120,7 +120,7 @@ fn assert_all_quick(slow: &Slow, when: &str) {
             fs::metadata(slow.view(format!("dir/{}", index % FILES))).expect("stat");
         })
     });
-    // One operation is the listing and 20 times stat.
+    // One operation is the listing and the stat of each entry.
     assert_quick(&each("ls -l of a cached directory"), || {
         timed(|_| assert_eq!(walk(slow), FILES))
     });
@@ -128,7 +128,7 @@ fn assert_all_quick(slow: &Slow, when: &str) {
         timed(|_| {
             assert_eq!(
                 fs::read_link(slow.view("link")).expect("readlink"),
-                Path::new("dir/7")
+                Path::new("dir/2")
             );
         })
     });
@@ -158,6 +158,7 @@ fn use_up_the_ttl(slow: &Slow) {
 /// still here.)
 #[test]
 fn what_is_cached_does_not_wait_for_a_source_that_hangs() {
+    let _alone = alone();
     let slow = warm(&["--ttl", "600"]);
     slow.control().hang(true);
     assert_all_quick(&slow, "within the ttl");
@@ -166,6 +167,7 @@ fn what_is_cached_does_not_wait_for_a_source_that_hangs() {
 /// The same after the ttl has passed, when each answer should be compared with the source, which does not say a word.
 #[test]
 fn what_is_cached_does_not_wait_after_the_ttl_either() {
+    let _alone = alone();
     let slow = warm(&["--ttl", "0.3"]);
     slow.control().hang(true);
     use_up_the_ttl(&slow);
@@ -175,6 +177,7 @@ fn what_is_cached_does_not_wait_after_the_ttl_either() {
 /// The first questions after the ttl wait for the source for a moment before memory answers. That moment is short too.
 #[test]
 fn the_first_question_to_a_source_that_hangs_costs_little() {
+    let _alone = alone();
     let slow = warm(&["--ttl", "0.3"]);
     slow.control().hang(true);
     let mut longest = Duration::ZERO;
@@ -268,12 +271,12 @@ fn what_waited_goes_on_when_the_source_answers_again() {
     );
     assert!(reader.is_running() && writer.is_running());
     // Somebody changes a file that we hold while we cannot know of it.
-    fs::write(slow.disk("dir/5"), b"changed").expect("write");
+    fs::write(slow.disk("dir/4"), b"changed").expect("write");
     slow.control().hang(false);
     assert_eq!(reader.join("the read", SOON).expect("read"), b"never read");
     writer.join("the write", SOON).expect("write");
     assert_eq!(fs::read(slow.disk("new")).expect("read"), b"written");
-    let path = slow.view("dir/5");
+    let path = slow.view("dir/4");
     eventually("the change is seen", SOON, || {
         equal(fs::read(&path).expect("read"), b"changed".to_vec())
     });

@@ -1,10 +1,13 @@
 //! What the random histories have found, and what was found by thinking about them: each bug reduced to its story.
 
 use crate::ops::Op;
+use crate::plain::Code;
 use crate::play;
 use crate::view::{TTL, View, caller};
 use bytes::Bytes;
+use nix::errno::Errno;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime};
@@ -57,6 +60,39 @@ fn another_file_at_one_of_its_names_is_no_error_of_a_file() {
     );
     let open = Op::Open(0, "b", libc::O_WRONLY);
     assert_like_a_plain_directory(&[Op::Unlink("d/a"), Op::Link("b", "d/a"), other, open]);
+}
+
+/// The same with access(2): it was answered for whatever file had the name.
+#[test]
+fn access_is_asked_of_the_file_itself() {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("f"), "").expect("write");
+    std::fs::hard_link(at("f"), at("g")).expect("link");
+    let view = View::new(dir.path());
+    let node = ["f", "g"].map(|name| view.lookup(NodeId::ROOT, name.as_ref()).expect(name).node)[0];
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::write(at("other"), "").expect("write");
+    std::fs::set_permissions(at("other"), executable).expect("chmod");
+    std::fs::rename(at("other"), at("g")).expect("rename");
+    let access = view.overlay.access(node, libc::X_OK);
+    assert_eq!(access.map_err(|error| error.errno()), Err(Errno::EACCES));
+}
+
+/// `open(O_RDONLY | O_CREAT | O_TRUNC)` of a file that somebody else made while it was believed absent: a file opened
+/// for reading only cannot be cut through that descriptor.
+#[test]
+fn opening_for_reading_can_truncate() {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let view = View::new(dir.path());
+    std::fs::write(dir.path().join("f"), "content").expect("write");
+    let (flags, name) = (libc::O_RDONLY | libc::O_TRUNC, "f".as_ref());
+    let made = view
+        .overlay
+        .create(caller(), NodeId::ROOT, name, (0o600, 0), flags);
+    let (entry, _) = made.expect("create");
+    assert_eq!(view.getattr(entry.node).expect("getattr").size, 0);
+    assert_eq!(std::fs::read(dir.path().join("f")).expect("read"), b"");
 }
 
 /// Only so many names of a file are kept. One of the others, met again, was taken for known, and led nowhere: opening
@@ -119,6 +155,28 @@ fn attributes_are_not_older_than_a_change_that_has_returned() {
     });
     write(&view.overlay, 0);
     assert_eq!(view.getattr(entry.node).expect("getattr").size, 8);
+}
+
+/// A name is made while another change of the directory is under way. That was not remembered, for good reason, but
+/// that the name had been absent was not forgotten either.
+#[test]
+fn a_name_that_was_made_is_not_absent() {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let hook = Arc::new(Once::default());
+    let view = View::with(dir.path(), Some(hook.clone()));
+    let absent = view.lookup(NodeId::ROOT, "f".as_ref());
+    assert_eq!(absent.map(drop), Err(Code(Errno::ENOENT)));
+    let overlay = view.overlay.clone();
+    hook.set(Call::Create, false, move || {
+        let made = overlay.mkdir(caller(), NodeId::ROOT, "f".as_ref(), (0o700, 0));
+        made.expect("mkdir");
+    });
+    let other = view
+        .overlay
+        .mkdir(caller(), NodeId::ROOT, "other".as_ref(), (0o700, 0));
+    other.expect("mkdir");
+    view.lookup(NodeId::ROOT, "f".as_ref())
+        .expect("it is there");
 }
 
 type Hook = Box<dyn FnOnce() + Send>;

@@ -6,8 +6,9 @@
 
 use crate::plain::Code;
 use crate::view::{TTL, View, caller};
-use libc::{O_RDONLY, O_RDWR};
+use libc::{O_EXCL, O_RDONLY, O_RDWR};
 use nix::errno::Errno;
+use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use warmfs::overlay::{How, NodeId, SetAttr};
@@ -35,6 +36,8 @@ type Floors = [([u64; PATCHERS], u64); FILES];
 
 struct Shared {
     view: View,
+    /// Where names come and go.
+    dir: NodeId,
     nodes: [NodeId; FILES],
     handles: [u64; FILES],
     progress: [Progress; FILES],
@@ -172,6 +175,55 @@ impl Shared {
         }
     }
 
+    /// Names in one directory come and go, and each of them is known at once.
+    fn name(&self, thread: u64, random: &mut Random) {
+        let overlay = &self.view.overlay;
+        let (dir, number) = (self.dir, random.below(2));
+        let names = ["a", "b"].map(|name| format!("{name}{thread}{number}"));
+        let [first, second] = names.each_ref().map(|name| OsStr::new(name));
+        let made = overlay.create(caller(), dir, first, (0o600, 0), O_RDWR | O_EXCL);
+        let (entry, opened) = made.expect("create");
+        drop(overlay.release(opened.handle));
+        self.assert_named(first, Some(entry.node));
+        overlay
+            .rename((dir, first), (dir, second), 0)
+            .expect("rename");
+        self.assert_named(first, None);
+        self.assert_named(second, Some(entry.node));
+        overlay.unlink(dir, second).expect("unlink");
+        self.assert_named(second, None);
+        drop(overlay.forget(entry.node, 1));
+    }
+
+    fn assert_named(&self, name: &OsStr, node: Option<NodeId>) {
+        let found = self.view.lookup(self.dir, name).map(|entry| {
+            drop(self.view.overlay.forget(entry.node, 1));
+            entry.node
+        });
+        assert_eq!(found, node.ok_or(Code(Errno::ENOENT)), "{name:?}");
+        let listed = self.view.list("d", false).expect("list");
+        let is_listed = listed.contains_key(name.to_str().expect("ASCII"));
+        assert_eq!(is_listed, node.is_some(), "{name:?} in the list");
+    }
+
+    /// Somebody looks at those names, so that what he saw may be remembered too long.
+    fn watch(&self, random: &mut Random) {
+        let name = format!(
+            "{}{}{}",
+            ["a", "b"][random.below(2) as usize],
+            random.below(2),
+            random.below(2)
+        );
+        match random.below(4) {
+            0 => drop(self.view.list("d", true)),
+            _ => {
+                if let Ok(entry) = self.view.lookup(self.dir, name.as_ref()) {
+                    drop(self.view.overlay.forget(entry.node, 1));
+                }
+            }
+        }
+    }
+
     /// Names, modes, memory and time move.
     fn disturb(&self, random: &mut Random) {
         let overlay = &self.view.overlay;
@@ -238,9 +290,15 @@ fn no_read_is_older_than_a_write_that_has_returned() {
         }
         entry.node
     });
+    let dir = view
+        .overlay
+        .mkdir(caller(), NodeId::ROOT, "d".as_ref(), (0o700, 0))
+        .expect("mkdir")
+        .node;
     let progress = Default::default();
     let shared = Shared {
         view,
+        dir,
         nodes,
         handles,
         progress,
@@ -269,6 +327,9 @@ fn no_read_is_older_than_a_write_that_has_returned() {
         scope.spawn(move || run(3, &|random| shared.read(random)));
         scope.spawn(move || run(4, &|random| shared.read(random)));
         scope.spawn(move || run(5, &|random| shared.disturb(random)));
+        scope.spawn(move || run(6, &|random| shared.name(0, random)));
+        scope.spawn(move || run(7, &|random| shared.name(1, random)));
+        scope.spawn(move || run(8, &|random| shared.watch(random)));
     });
     shared.view.overlay.cache().assert_invariants();
     let floors = shared.floors();

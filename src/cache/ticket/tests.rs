@@ -163,8 +163,8 @@ struct Actor {
     state: State,
     /// The floors when it began.
     floors: [usize; END],
-    /// It began to write after a comparison that said nothing, so its version would cover up a stranger's change.
-    is_blind: bool,
+    /// Comparisons that said nothing.
+    unsettled: u32,
     /// Its change of the source, once that counts: it has returned, or a comparison has seen it.
     change: Option<usize>,
 }
@@ -265,8 +265,8 @@ impl Actor {
         if self.is_reading() {
             let _ = write!(text, "{:?}", self.floors);
         }
-        if self.is_blind {
-            text.push_str("blind");
+        if self.unsettled > 0 {
+            text.push_str("again");
         }
     }
 
@@ -328,7 +328,7 @@ impl World {
             act: *act,
             state: State::Start,
             floors: [0; END],
-            is_blind: false,
+            unsettled: 0,
             change: None,
         };
         World {
@@ -414,7 +414,14 @@ impl World {
                     Act::Read(_) if compared == Compared::Unsettled => State::ReadSource,
                     Act::Read(_) => State::Look,
                     Act::CarefulWrite(..) => {
-                        self.actors[who].is_blind = compared == Compared::Unsettled;
+                        if compared == Compared::Unsettled {
+                            self.actors[who].unsettled += 1;
+                            // Once more; then forget, so that there is nothing to be covered up.
+                            if self.actors[who].unsettled == 1 {
+                                return self.start(who);
+                            }
+                            self.cache.forget(ID);
+                        }
                         State::BeginWrite
                     }
                     _ => State::Done,
@@ -450,16 +457,13 @@ impl World {
                 }
             },
             State::Commit(ticket, change, version) => {
-                if self.actors[who].is_blind {
-                    drop(ticket);
-                } else if matches!(act, Act::Append(_)) && version.size != span.end()
-                    || how == How::Unknown && !matches!(act, Act::Append(_))
-                {
-                    ticket.commit_unknown(version);
-                } else if matches!(act, Act::Append(_)) {
-                    ticket.commit_append(&Bytes::from(vec![byte; span.size as usize]), version);
-                } else {
-                    ticket.commit(&Bytes::from(vec![byte; span.size as usize]), version);
+                let data = || Bytes::from(vec![byte; span.size as usize]);
+                match act {
+                    Act::Append(_) if version.size == span.end() => {
+                        ticket.commit_append(&data(), version);
+                    }
+                    _ if how == How::Whole => ticket.commit(&data(), version),
+                    _ => ticket.commit_unknown(version),
                 }
                 self.returned(who, Some(change));
                 State::Done
@@ -843,6 +847,12 @@ fn changes_of_attributes_beside_writes() {
 /// used to have them declared current by that write.)
 #[test]
 fn strangers_are_found_out() {
+    let writes = [LEFT, RIGHT].map(|span| Act::CarefulWrite(span, How::Whole));
+    explore(
+        &[writes[0], writes[1], Act::Stranger(ALL)],
+        WARM,
+        Ticks::Fine,
+    );
     for how in [How::Whole, How::Unknown, How::Short, How::Failed] {
         for warm in [COLD, WARM] {
             let (write, stranger) = (Act::CarefulWrite(LEFT, how), Act::Stranger(RIGHT));
