@@ -180,7 +180,7 @@ impl Shared {
         let overlay = &self.view.overlay;
         let (dir, number) = (self.dir, random.below(2));
         let names = ["a", "b"].map(|name| format!("{name}{thread}{number}"));
-        let [first, second] = names.each_ref().map(|name| OsStr::new(name));
+        let [first, second] = names.each_ref().map(OsStr::new);
         let made = overlay.create(caller(), dir, first, (0o600, 0), O_RDWR | O_EXCL);
         let (entry, opened) = made.expect("create");
         drop(overlay.release(opened.handle));

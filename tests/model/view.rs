@@ -517,8 +517,14 @@ impl View {
             Op::RemoveXattr(place, name) => overlay
                 .removexattr(self.there(place)?.node, OsStr::new(name))?
                 .into(),
-            Op::Wait(millis) => self.clock.advance(Duration::from_millis(millis)).into(),
-            Op::Sweep => overlay.sweep(Duration::ZERO).into(),
+            Op::Wait(millis) => {
+                self.clock.advance(Duration::from_millis(millis));
+                Value::Nothing
+            }
+            Op::Sweep => {
+                overlay.sweep(Duration::ZERO);
+                Value::Nothing
+            }
             Op::Outside(..) => Value::Nothing,
         })
     }

@@ -214,13 +214,13 @@ impl Actor {
 
     /// Does its next step only look at the source?
     fn only_looks(&self) -> bool {
-        match (&self.state, self.how()) {
-            (State::Compare(_) | State::StatAgain(_) | State::Fetch(..) | State::ReadSource, _) => {
-                true
-            }
-            (State::AfterChange(..), How::Whole | How::Unknown) => true,
-            _ => false,
-        }
+        matches!(
+            (&self.state, self.how()),
+            (
+                State::Compare(_) | State::StatAgain(_) | State::Fetch(..) | State::ReadSource,
+                _
+            ) | (State::AfterChange(..), How::Whole | How::Unknown)
+        )
     }
 
     /// Everything that its next steps depend on, as text.
@@ -597,14 +597,17 @@ impl World {
 
     /// `got` is what was found from the start of `span` on; after it, the end of the file.
     fn assert_allowed(&self, span: Span, got: &[u8], floors: &[usize; END], what: &str) {
-        for at in span.pos as usize..(span.end() as usize).min(END) {
-            let byte = got.get(at - span.pos as usize);
+        let range = span.pos as usize..(span.end() as usize).min(END);
+        for (at, &floor) in floors.iter().enumerate() {
+            if !range.contains(&at) {
+                continue;
+            }
+            let byte = got.get(at - range.start);
             assert!(
-                self.source.past[floors[at]..]
+                self.source.past[floor..]
                     .iter()
                     .any(|content| content.get(at) == byte),
-                "{what} {byte:?} at {at}, which is older than change {}",
-                floors[at]
+                "{what} {byte:?} at {at}, which is older than change {floor}"
             );
         }
     }
