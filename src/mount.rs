@@ -411,13 +411,9 @@ fn fuse_config(config: &MountConfig) -> fuser::Config {
         SessionACL::Owner
     };
     fuse.n_threads = Some(config::FUSE_THREADS);
-    // Each thread then has a queue of its own in the kernel; needs to open the device once more.
-    fuse.clone_fd = cfg!(target_os = "linux")
-        && std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .is_ok();
+    // Not `clone_fd`: a queue for each thread spreads requests over more processors, and waking those cost more
+    // than it brought with 1 and with 4 clients on 2 processors (4 KiB direct reads, medians: 36 against 39 and
+    // 75 against 82 thousand a second).
     fuse
 }
 
