@@ -4,8 +4,8 @@
 //! must hang or break it is `examples/slow_source`, which runs inside this process. A test that cannot mount fails
 //! and says why. Those in `as_root` switch users or make devices, which only root can.
 //!
-//! Besides warmfs they need: `setfattr`, `getfattr`, `setfacl`, `setpriv`, `unshare` and `python3` (for calls that need
-//! a second process, or that no crate here offers without `unsafe`).
+//! Besides warmfs they need: `setfattr`, `getfattr`, `setfacl`, `getfacl`, `setpriv`, `unshare` and `python3` (for calls
+//! that need a second process, or that no crate here offers without `unsafe`).
 
 #![cfg(target_os = "linux")]
 

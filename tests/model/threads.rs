@@ -11,6 +11,8 @@ use nix::errno::Errno;
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 use warmfs::overlay::{How, NodeId, SetAttr};
 use warmfs::span::Span;
 
@@ -21,6 +23,9 @@ const BLOCK: u64 = 64;
 const TAIL: u64 = PATCHERS as u64 * BLOCK;
 /// Rounds of each thread; WARMFS_ROUNDS says more.
 const ROUNDS: u64 = 1500;
+
+/// Nobody needs so long, also on a busy machine.
+const HANGS: Duration = Duration::from_secs(120);
 
 /// Numbers of the writes to one file.
 #[derive(Default)]
@@ -319,6 +324,15 @@ fn no_read_is_older_than_a_write_that_has_returned() {
             }
         }
     };
+    let (at_work, watched) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if watched.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
+            eprintln!(
+                "the threads wait for each other (seed {seed}); look at them with a debugger"
+            );
+            std::process::abort();
+        }
+    });
     std::thread::scope(|scope| {
         let (shared, run) = (&shared, &run);
         scope.spawn(move || run(0, &|random| shared.patch(0, random)));
@@ -331,6 +345,7 @@ fn no_read_is_older_than_a_write_that_has_returned() {
         scope.spawn(move || run(7, &|random| shared.name(1, random)));
         scope.spawn(move || run(8, &|random| shared.watch(random)));
     });
+    drop(at_work);
     shared.view.overlay.cache().assert_invariants();
     let floors = shared.floors();
     for (file, handle) in handles.into_iter().enumerate() {
