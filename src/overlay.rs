@@ -250,6 +250,8 @@ impl Overlay {
                 let mut inodes = self.inodes.lock();
                 if !inodes.is_changed_since(parent, asked) {
                     inodes.set_child(parent, name, None, now);
+                } else {
+                    inodes.unlearn(parent, name);
                 }
                 Err(error)
             }
@@ -310,6 +312,8 @@ impl Overlay {
         let named = !inodes.is_changed_since(parent, asked);
         if named {
             inodes.set_child(parent, name, Some(id), now);
+        } else {
+            inodes.unlearn(parent, name);
         }
         let attr = Attr { stat, checked: now };
         let stored = inodes.store_attr(id, attr, asked);

@@ -251,7 +251,14 @@ impl Overlay {
     /// A new descriptor of exactly this file, and the file's stat.
     fn descriptor(&self, id: NodeId, flags: OFlag) -> Result<(OwnedFd, Stat)> {
         let by_name = self.at_name(id, |dir, name| {
-            let fd = self.source.open_file(&**dir, name, flags)?;
+            let fd = self
+                .source
+                .open_file(&**dir, name, flags)
+                .or_else(|error| {
+                    // An error of another file that has the name by now is none of this file's.
+                    let stat = self.source.stat_at(&**dir, name, false)?;
+                    self.same_file(id, &stat).and(Err(error))
+                })?;
             let stat = self.source.stat(&fd, Self::FRESH)?;
             self.same_file(id, &stat).map(|()| (fd, stat))
         });
@@ -622,7 +629,11 @@ impl Overlay {
         if self.is_dir(id) {
             return self.source.access(&*self.dir(id)?, OsStr::new("."), mask);
         }
-        self.at_name(id, |dir, name| self.source.access(&**dir, name, mask))
+        self.at_name(id, |dir, name| {
+            let stat = self.source.stat_at(&**dir, name, false)?;
+            self.same_file(id, &stat)?;
+            self.source.access(&**dir, name, mask)
+        })
     }
 
     /// statvfs(3) of the source.
@@ -657,7 +668,8 @@ impl Overlay {
             .and_then(|asking| self.compared_file(entry.node, Arc::new(fd), asking, Some(stat)))
             .and_then(|(file, stat)| {
                 if flags & libc::O_TRUNC != 0 && stat.size > 0 {
-                    self.cut(caller, entry.node, &file, 0)?;
+                    // Not through this descriptor, which may be for reading only.
+                    self.truncate(caller, entry.node, None, 0)?;
                 }
                 self.keep_own(entry.node, Version::of(&stat));
                 Ok(Opened {

@@ -329,6 +329,14 @@ impl Inodes {
         }
     }
 
+    /// What was known of `name` in `parent` may be out of date: ask again next time. The file that had the name
+    /// keeps it as a place to look.
+    pub(super) fn unlearn(&mut self, parent: NodeId, name: &OsStr) {
+        if let Some(dir) = self.nodes.get_mut(&parent) {
+            dir.children.remove(name);
+        }
+    }
+
     fn drop_name(&mut self, id: NodeId, parent: NodeId, name: &OsStr) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.names.retain(|(p, n)| *p != parent || n != name);
