@@ -132,7 +132,7 @@ impl Overlay {
         };
         let (file, stat) = self.compared_file(id, fd, asking, stat)?;
         if flags & libc::O_TRUNC != 0 {
-            self.cut(caller, id, &file, 0)?;
+            self.cut_opened(caller, id, &file, flags)?;
             return Ok(Opened {
                 handle: self.insert(id, file),
                 keep: Keep::No,
@@ -149,7 +149,9 @@ impl Overlay {
     }
 
     fn record(&self, id: NodeId, file: FileId) -> OpenRecord {
-        self.cache.open(file, || self.inodes.lock().path(id))
+        // Before the cache's lock is taken, which is the last.
+        let path = self.inodes.lock().path(id);
+        self.cache.open(file, || path)
     }
 
     /// Begin to compare the content of `id`, before the source is asked anything.
@@ -327,6 +329,20 @@ impl Overlay {
         };
         self.inodes.lock().end_change(id, begun, attr);
         result.map(|changed| changed.value)
+    }
+
+    /// O_TRUNC of a file that was opened with `flags`: for reading only, it takes another descriptor.
+    pub(super) fn cut_opened(
+        &self,
+        caller: Caller,
+        id: NodeId,
+        file: &CachedFile,
+        flags: i32,
+    ) -> Result<()> {
+        if flags & libc::O_ACCMODE == libc::O_RDONLY {
+            return self.truncate(caller, id, None, 0);
+        }
+        self.cut(caller, id, file, 0)
     }
 
     fn cut(&self, caller: Caller, id: NodeId, file: &CachedFile, size: u64) -> Result<()> {

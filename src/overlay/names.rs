@@ -301,14 +301,10 @@ impl Overlay {
 
     fn rename_record(&self, id: Option<NodeId>) {
         let Some(id) = id else { return };
-        let (file, path) = {
-            let inodes = self.inodes.lock();
-            let Some(node) = inodes.get(id) else { return };
-            if !self.cache.holds(node.file) {
-                return;
-            }
-            (node.file, inodes.path(id))
-        };
-        self.cache.rename(file, &path);
+        let file = self.inodes.lock().get(id).map(|node| node.file);
+        if let Some(file) = file.filter(|file| self.cache.holds(*file)) {
+            let path = self.inodes.lock().path(id);
+            self.cache.rename(file, &path);
+        }
     }
 }

@@ -20,7 +20,8 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::process::{Child, Command, Stdio};
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 use table::cut_off;
@@ -45,12 +46,39 @@ pub(crate) fn tempdir() -> TempDir {
     let base = base
         .canonicalize()
         .expect("the directory for temporary files exists");
+    let prefix = format!("warmfs-it.{}.", std::process::id());
+    CLEANER.get_or_init(|| cleaner(&base.join(&prefix)));
     let dir = tempfile::Builder::new()
-        .prefix("warmfs-it.")
+        .prefix(&prefix)
         .tempdir_in(base)
         .expect("a temporary directory can be made");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
     dir
+}
+
+static CLEANER: OnceLock<Child> = OnceLock::new();
+
+/// Unmounts and removes all that begins with `$0` as soon as its input ends.
+const CLEAN: &str = r#"
+trap '' INT TERM HUP
+cat
+while read -r _ _ _ _ at _; do
+    case $at in "$0"*) at=$(printf "$at"); umount -l "$at" || fusermount3 -uz "$at" ;; esac
+done </proc/self/mountinfo
+rm -rf --one-file-system "$0"*
+"#;
+
+/// A process that outlives this one, whose end, however it comes, is the end of its input. Guards alone do not help
+/// against Ctrl-C.
+fn cleaner(prefix: &Path) -> Child {
+    Command::new("sh")
+        .args(["-c", CLEAN])
+        .arg(prefix)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("sh starts")
 }
 
 /// Every mount holds this shared, a test that measures time holds it alone.

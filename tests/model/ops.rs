@@ -142,7 +142,8 @@ fn on_files() -> impl Strategy<Value = Op> {
 fn changes() -> impl Strategy<Value = Op> {
     let xattr = || select(&XATTRS[..]);
     let flags = || select(&[0u32, 0, 0, 1, 2][..]);
-    let modes = select(&[0o600u32, 0o644, 0o711, 0o755][..]);
+    // Whoever runs the test may read, write and enter everything.
+    let modes = select(&[0o700u32, 0o744, 0o711, 0o755][..]);
     prop_oneof![
         5 => (file(), part(), any::<u8>()).prop_map(|(place, part, seed)| Op::Put(place, part, seed)),
         2 => (file(), 0..150u64).prop_map(|(place, size)| Op::Truncate(place, size)),

@@ -6,6 +6,7 @@ use crate::play;
 use crate::view::{TTL, View, caller};
 use bytes::Bytes;
 use nix::errno::Errno;
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -177,6 +178,59 @@ fn a_name_that_was_made_is_not_absent() {
     other.expect("mkdir");
     view.lookup(NodeId::ROOT, "f".as_ref())
         .expect("it is there");
+}
+
+/// What was asked before a change of ours, and answered during it, is not remembered after it.
+#[test]
+fn an_answer_from_before_a_change_is_not_remembered() {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let hook = Arc::new(Once::default());
+    let view = View::with(dir.path(), Some(hook.clone()));
+    let (root, f) = (NodeId::ROOT, OsStr::new("f"));
+    // The name was absent when it was asked for.
+    let overlay = view.overlay.clone();
+    let (made, handle) = mpsc::channel();
+    hook.set(Call::Stat, true, move || {
+        let created = overlay.create(caller(), root, f, (0o600, 0), libc::O_RDWR);
+        made.send(created.expect("create").1.handle)
+            .expect("the test waits");
+    });
+    assert_eq!(view.lookup(root, f).map(drop), Err(Code(Errno::ENOENT)));
+    let entry = view.lookup(root, f).expect("it was created");
+    // It was empty.
+    let (overlay, handle) = (view.overlay.clone(), handle.recv().expect("a handle"));
+    hook.set(Call::Stat, true, move || {
+        overlay
+            .write(handle, 0, Bytes::from_static(b"0123"), How::default())
+            .expect("write");
+    });
+    view.clock.advance(TTL);
+    view.overlay.getattr(entry.node).expect("getattr");
+    assert_eq!(view.getattr(entry.node).expect("getattr").size, 4);
+    // It was there.
+    let overlay = view.overlay.clone();
+    hook.set(Call::Stat, true, move || {
+        overlay.unlink(root, f).expect("unlink")
+    });
+    view.clock.advance(TTL);
+    view.lookup(root, f).expect("it was there");
+    assert_eq!(view.lookup(root, f).map(drop), Err(Code(Errno::ENOENT)));
+}
+
+/// A stranger puts another directory in the place of one that the kernel knows.
+#[test]
+fn a_directory_is_not_taken_for_another_one_at_its_name() {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let at = |name: &str| dir.path().join(name);
+    for name in ["d", "e", "e/f"] {
+        std::fs::create_dir(at(name)).expect("mkdir");
+    }
+    let view = View::new(dir.path());
+    let entry = view.lookup(NodeId::ROOT, "d".as_ref()).expect("lookup");
+    std::fs::rename(at("d"), at("moved")).expect("rename");
+    std::fs::rename(at("e"), at("d")).expect("rename");
+    let found = view.lookup(entry.node, "f".as_ref());
+    assert_eq!(found.map(drop), Err(Code(Errno::ESTALE)));
 }
 
 type Hook = Box<dyn FnOnce() + Send>;

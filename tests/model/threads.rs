@@ -10,9 +10,11 @@ use libc::{O_EXCL, O_RDONLY, O_RDWR};
 use nix::errno::Errno;
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
+use warmfs::backing::{Call, Intercept};
 use warmfs::overlay::{How, NodeId, SetAttr};
 use warmfs::span::Span;
 
@@ -47,6 +49,21 @@ struct Shared {
     handles: [u64; FILES],
     progress: [Progress; FILES],
     over: AtomicBool,
+}
+
+/// Lets others go on between a call on the source and what is made of its answer: there it matters most.
+struct Yield(AtomicU64);
+
+impl Intercept for Yield {
+    fn before(&self, _: Call) -> nix::Result<()> {
+        Ok(())
+    }
+
+    fn after(&self, _: Call) {
+        for _ in 0..self.0.fetch_add(1, SeqCst) % 4 {
+            std::thread::yield_now();
+        }
+    }
 }
 
 struct Random(u64);
@@ -278,7 +295,7 @@ fn no_read_is_older_than_a_write_that_has_returned() {
     let seed = RandomState::new().hash_one(0);
     println!("seed {seed}; the threads of each run meet differently");
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
-    let view = View::new(dir.path());
+    let view = View::with(dir.path(), Some(Arc::new(Yield(AtomicU64::new(0)))));
     let mut handles = [0; FILES];
     let nodes: [NodeId; FILES] = std::array::from_fn(|file| {
         let name = format!("f{file}");

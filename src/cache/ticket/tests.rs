@@ -856,6 +856,13 @@ fn strangers_are_found_out() {
         WARM,
         Ticks::Fine,
     );
+    // Overtaken twice, beside a read that has the bytes from before.
+    let (late, stranger) = (Act::CarefulWrite(BEHIND, How::Whole), Act::Stranger(RIGHT));
+    explore(
+        &[late, writes[0], stranger, Act::Read(FOUND)],
+        HALF,
+        Ticks::Fine,
+    );
     for how in [How::Whole, How::Unknown, How::Short, How::Failed] {
         for warm in [COLD, WARM] {
             let (write, stranger) = (Act::CarefulWrite(LEFT, how), Act::Stranger(RIGHT));

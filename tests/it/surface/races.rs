@@ -1,13 +1,13 @@
 //! Names that change under those who use them.
 
-use crate::fixture::{Mount, Repeating, pattern, tempdir};
+use crate::fixture::{Mount, Repeating, SOON, names, pattern, tempdir, within};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2};
 use nix::sys::stat::{Mode, fstatat};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long each race is run. All that were ever seen show within a fraction of it.
@@ -150,6 +150,44 @@ fn exchanged_directories_are_never_missing() {
             }
         });
         assert!(rounds.0 > 10 && rounds.1 > 10, "{rounds:?}");
+    }
+}
+
+/// Programs open files that nobody has open while others rename some. What is known of names and what is known of
+/// content are two tables with a lock each; taken in different orders they stopped the whole mount.
+#[test]
+fn opening_and_renaming_at_once_does_not_stop_the_mount() {
+    const FILES: u64 = 8;
+    let mount = Mount::with(&["--ttl", "0"], |source| {
+        for index in 0..FILES {
+            // Empty: nothing is kept of them once they are closed.
+            fs::write(source.join(format!("opened-{index}")), "").expect("write");
+            fs::write(source.join(format!("renamed-{index}")), "").expect("write");
+        }
+    });
+    let each = |work: fn(PathBuf, u64)| {
+        [0, 1, 2, 3].map(|thread| {
+            let dir = mount.view("");
+            Repeating::start(move |round| work(dir.clone(), (4 * round + thread) % FILES))
+        })
+    };
+    let opening = each(|dir, index| {
+        File::open(dir.join(format!("opened-{index}"))).expect("open");
+    });
+    let renaming = each(|dir, index| {
+        let name = |what: &str| dir.join(format!("{what}-{index}"));
+        fs::rename(name("renamed"), name("moved")).expect("rename");
+        fs::rename(name("moved"), name("renamed")).expect("rename");
+    });
+    let begun = Instant::now();
+    while begun.elapsed() < RACE {
+        let view = mount.view("");
+        within("the mount is listed", SOON, move || names(&view));
+    }
+    for side in [opening, renaming] {
+        for thread in side {
+            assert!(thread.stop() > 0);
+        }
     }
 }
 
