@@ -272,6 +272,9 @@ impl Overlay {
         let (asked, now) = (self.inodes.lock().epoch(), self.now());
         let named = self.with_descriptor(|| self.source.name(&**dir, name))?;
         let stat = self.source.stat(&named, false)?;
+        if self.own_device.get() == Some(&stat.dev) {
+            return Err(Error::new(Errno::ELOOP, "lookup"));
+        }
         let entry = self.learn(parent, name, stat, now, asked);
         let garbage = {
             let mut inodes = self.inodes.lock();
