@@ -1,9 +1,11 @@
 //! The source directory: every system call on it, beneath one directory handle.
 //!
 //! Promises:
-//! * Nothing here leaves the source. Every call takes a directory descriptor and *one* name, never a path,
+//! * Nothing here leaves the source. Every call but two takes a directory descriptor and *one* name, never a path,
 //!   and never follows a symbolic link in that name; so a name that is swapped for a link meanwhile leads
 //!   nowhere. (Mount points inside the source are followed, as any program would.)
+//!   The two, [`Source::open_path`] and [`Source::stat_path`], are for the streams of the library, whose caller
+//!   names a file by its path and means what any program means by it.
 //! * Every call keeps its errno.
 //! * Every call first asks the [`Intercept`], when there is one: the public seam through which tests (and
 //!   whoever wants to see what the cache costs the source) delay, fail, hold or count calls.
@@ -19,7 +21,7 @@ use nix::sys::stat::Mode;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Kinds of calls on the source, as the [`Intercept`] sees them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -71,7 +73,7 @@ pub type Handle = OwnedFd;
 
 /// The source.
 pub struct Source {
-    root: Handle,
+    root: Option<Handle>,
     intercept: Option<Arc<dyn Intercept>>,
     stats: Arc<Stats>,
 }
@@ -87,16 +89,26 @@ impl Source {
     ) -> Result<Source> {
         let root = sys::open_root(path).doing("open source")?;
         Ok(Source {
-            root,
+            root: Some(root),
             intercept,
             stats,
         })
     }
 
+    /// No directory: for files that are opened by their paths.
+    pub fn everywhere(intercept: Option<Arc<dyn Intercept>>, stats: Arc<Stats>) -> Source {
+        Source {
+            root: None,
+            intercept,
+            stats,
+        }
+    }
+
     /// The root's descriptor. Holding it pins the source's own mount: an unmounted server directory is
     /// then never mistaken for an empty one.
-    pub fn root(&self) -> &Handle {
-        &self.root
+    pub fn root(&self) -> Result<&Handle> {
+        let none = Error::new(Errno::ENOTDIR, "use a source without a directory");
+        self.root.as_ref().ok_or(none)
     }
 
     fn call<T>(
@@ -135,6 +147,24 @@ impl Source {
         self.call(Call::Stat, "stat", || {
             sys::stat_at(file.as_fd(), OsStr::new(HERE), fresh)
         })
+    }
+
+    /// Attributes of the file that `path` leads to; symbolic links are followed.
+    pub fn stat_path(&self, path: &Path, fresh: bool) -> Result<Stat> {
+        self.call(Call::Stat, "stat", || sys::stat_path(path, fresh))
+    }
+
+    /// Open the file that `path` leads to; symbolic links are followed. A FIFO does not block the call: the caller
+    /// looks at what was opened.
+    pub fn open_path(&self, path: &Path, flags: OFlag, mode: u32) -> Result<OwnedFd> {
+        let call = if flags.contains(OFlag::O_CREAT) {
+            Call::Create
+        } else {
+            Call::Open
+        };
+        let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(mode as libc::mode_t);
+        self.call(call, "open", || nix::fcntl::open(path, flags, mode))
     }
 
     /// A handle for names below the directory `name` in `dir`.
@@ -497,7 +527,7 @@ type Opener = Box<dyn Fn() -> Result<Arc<OwnedFd>> + Send + Sync>;
 /// A file of the source as the data path uses it: open, or to be opened when it is first needed.
 pub struct BackingFile {
     source: Arc<Source>,
-    fd: std::sync::OnceLock<Arc<OwnedFd>>,
+    fd: OnceLock<Arc<OwnedFd>>,
     opener: Option<Opener>,
 }
 
@@ -506,7 +536,7 @@ impl BackingFile {
     pub fn opened(source: Arc<Source>, fd: Arc<OwnedFd>) -> BackingFile {
         BackingFile {
             source,
-            fd: std::sync::OnceLock::from(fd),
+            fd: OnceLock::from(fd),
             opener: None,
         }
     }
@@ -519,7 +549,7 @@ impl BackingFile {
     ) -> BackingFile {
         BackingFile {
             source,
-            fd: std::sync::OnceLock::new(),
+            fd: OnceLock::new(),
             opener: Some(Box::new(opener)),
         }
     }

@@ -111,7 +111,8 @@ impl Version {
     }
 }
 
-/// Name of a slot, printed as `path:pos:size`.
+/// Name of a slot, or of a read, printed as `path:pos:size`. A size that reaches to the end of all files means
+/// "all the rest", and is printed as -1.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Key {
     /// Path of the file as it was opened first, or renamed to last.
@@ -124,7 +125,12 @@ pub struct Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.path.display(), self.pos, self.size)
+        write!(f, "{}:{}:", self.path.display(), self.pos)?;
+        if Span::new(self.pos, self.size).end() == u64::MAX {
+            f.write_str("-1")
+        } else {
+            write!(f, "{}", self.size)
+        }
     }
 }
 
@@ -137,11 +143,30 @@ pub enum Trust {
     Any,
 }
 
+/// A state of a record: bytes that were read in one belong to the file as long as the record is in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// What the source said of the file.
+    pub version: Version,
+    pub(crate) generation: u64,
+}
+
+/// Cached bytes, and what they are bytes of.
+#[derive(Debug)]
+pub struct Hit {
+    /// The bytes.
+    pub pieces: Pieces,
+    /// The state of the record that they were taken from.
+    pub seen: Seen,
+    /// When.
+    pub at: Moment,
+}
+
 /// What [`Cache::get`] found.
 #[derive(Debug)]
 pub enum Found {
     /// All of the span that lies before the end of file.
-    Hit(Pieces),
+    Hit(Hit),
     /// Not all of it is here, or it is too old to be believed.
     Miss,
 }
@@ -224,6 +249,16 @@ impl Cache {
         }
     }
 
+    /// A cache for streams, on the machine's clocks and with counters of its own.
+    pub fn shared(bytes_max: u64, ttl: Duration) -> Arc<Cache> {
+        Arc::new(Cache::new(
+            bytes_max,
+            ttl,
+            Clock::system(),
+            Arc::new(Stats::default()),
+        ))
+    }
+
     /// How long a comparison is believed.
     pub fn ttl(&self) -> Duration {
         self.ttl
@@ -261,11 +296,15 @@ impl Cache {
             return Found::Miss;
         }
         match index.covered(id, span) {
-            Some(pieces) => {
+            Some((pieces, seen)) => {
                 drop(index);
                 self.stats.hits.add(1);
                 self.stats.hit_bytes.add(pieces.len() as u64);
-                Found::Hit(pieces)
+                Found::Hit(Hit {
+                    pieces,
+                    seen,
+                    at: now,
+                })
             }
             None => Found::Miss,
         }
@@ -303,6 +342,25 @@ impl Cache {
     /// The version that the record's bytes belong to.
     pub fn version(&self, id: FileId) -> Option<Version> {
         self.index.lock().version(id)
+    }
+
+    /// The state of the record: its version, and how many changes of ours it has seen.
+    pub fn seen(&self, id: FileId) -> Option<Seen> {
+        self.index.lock().seen(id)
+    }
+
+    /// Keep `bytes`, which the caller read at `pos` while the record was in the state `seen`. Dropped when it is in
+    /// another one by now.
+    pub fn put(&self, id: FileId, seen: Seen, pos: u64, bytes: &Bytes) {
+        let wall = self.clock.wall();
+        let span = Span::new(pos, bytes.len() as u64);
+        let mut index = self.index.lock();
+        if index.seen(id) != Some(seen) {
+            return;
+        }
+        let evicted = index.complete_fill(id, span, seen.generation, bytes, wall);
+        drop(index);
+        self.stats.evicted_slots.add(evicted.count());
     }
 
     /// Begin to compare the record with the source: call this, then `stat`, then [`Cache::finish_check`].
@@ -448,7 +506,7 @@ mod tests {
         assert_eq!(cache.finish_check(check, version), Compared::Same);
         assert!(matches!(
             cache.get(record.id(), Span::new(2, 400), Trust::Ttl),
-            Found::Hit(pieces) if pieces.len() == 6
+            Found::Hit(hit) if hit.pieces.len() == 6
         ));
         assert_eq!(cache.keys(record.id())[0].to_string(), "f:0:8");
     }

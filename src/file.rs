@@ -9,7 +9,7 @@
 //!   `sync` for the disk). Then every reader sees them. An error or a short write is reported as it is.
 
 use crate::backing::BackingFile;
-use crate::cache::{Cache, Compared, FileId, Found, OpenRecord, Pieces, Step, Trust, Version};
+use crate::cache::{Cache, Compared, FileId, Found, Hit, OpenRecord, Pieces, Step, Trust, Version};
 use crate::error::Result;
 use crate::span::Span;
 use crate::sys::Stat;
@@ -61,27 +61,42 @@ impl CachedFile {
 
     /// From memory alone, when all of the span is there and `trust` allows it.
     pub fn read_cached(&self, span: Span, trust: Trust) -> Option<Bytes> {
+        self.hit(span, trust).map(|hit| hit.pieces.into_bytes())
+    }
+
+    /// As [`CachedFile::read_cached`], with the pieces as they are.
+    pub fn hit(&self, span: Span, trust: Trust) -> Option<Hit> {
         match self.cache().get(self.id(), span, trust) {
-            Found::Hit(pieces) => Some(pieces.into_bytes()),
+            Found::Hit(hit) => Some(hit),
             Found::Miss => None,
         }
     }
 
     /// Read `span`; shorter at end of file.
     pub fn read_at(&self, span: Span) -> Result<Bytes> {
-        let cache = self.cache();
-        if !cache.is_trusted(self.id()) && self.compare(true)? == Compared::Unsettled {
+        let compared = if self.cache().is_trusted(self.id()) {
+            Compared::Same
+        } else {
+            self.compare(true)?
+        };
+        self.read_compared(span, compared)
+    }
+
+    /// As [`CachedFile::read_at`], by a caller who has just compared the record, with this result.
+    pub fn read_compared(&self, span: Span, compared: Compared) -> Result<Bytes> {
+        if compared == Compared::Unsettled {
             // Writes of ours overtook the comparison. What the source says now is right in any case.
-            return self.read_source(span);
+            return self.read_uncached(span);
         }
         if let Some(bytes) = self.read_cached(span, Trust::Any) {
             return Ok(bytes);
         }
+        let cache = self.cache();
         cache.stats().misses.add(1);
         let mut pieces = Pieces::default();
         let mut at = span.pos;
         while at < span.end() {
-            let rest = Span::between(at, span.end()).clip(at + FETCH_BYTES_MAX);
+            let rest = Span::between(at, span.end()).clip(at.saturating_add(FETCH_BYTES_MAX));
             let piece = match cache.next(self.id(), rest) {
                 Step::Cached(bytes) => bytes,
                 Step::End => break,
@@ -113,6 +128,22 @@ impl CachedFile {
             }
             at += piece.len() as u64;
             pieces.push(piece);
+        }
+        Ok(pieces.into_bytes())
+    }
+
+    fn read_uncached(&self, span: Span) -> Result<Bytes> {
+        let mut pieces = Pieces::default();
+        let mut at = span.pos;
+        while at < span.end() {
+            let step = Span::between(at, span.end()).clip(at.saturating_add(FETCH_BYTES_MAX));
+            let piece = self.read_source(step)?;
+            at += piece.len() as u64;
+            let ended = (piece.len() as u64) < step.size;
+            pieces.push(piece);
+            if ended {
+                break;
+            }
         }
         Ok(pieces.into_bytes())
     }

@@ -68,6 +68,7 @@ pub mod config;
 pub mod daemon;
 pub mod error;
 pub mod file;
+pub mod fileio;
 pub mod fuse;
 pub mod mount;
 pub mod overlay;

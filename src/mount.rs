@@ -423,6 +423,11 @@ impl Mounted {
         &self.overlay
     }
 
+    /// Its cache: streams of the same process that use it share what they hold with the mount.
+    pub fn cache(&self) -> &Arc<Cache> {
+        self.overlay.cache()
+    }
+
     /// Where it is.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint

@@ -112,7 +112,7 @@ const NFS_MAGIC: u64 = 0x6969;
 impl Overlay {
     /// The view of `source` through `cache`.
     pub fn new(source: Arc<Source>, cache: Arc<Cache>, limits: &Limits) -> Result<Overlay> {
-        let root = source.open_dir(source.root(), OsStr::new("."))?;
+        let root = source.open_dir(source.root()?, OsStr::new("."))?;
         let now = cache.clock().now();
         let stat = source.stat(&root, true)?;
         let keeps_graves = crate::sys::fs_magic(std::os::fd::AsFd::as_fd(&root)) != NFS_MAGIC;

@@ -117,8 +117,22 @@ fn fd_path(fd: BorrowedFd<'_>) -> CString {
 ///
 /// `fresh` asks a network file system to look at the server instead of its own attribute cache
 /// (`AT_STATX_FORCE_SYNC`, statx(2)); local file systems do the same either way.
-#[cfg(target_os = "linux")]
 pub fn stat_at(dir: BorrowedFd<'_>, name: &OsStr, fresh: bool) -> Result<Stat> {
+    stat_from(dir.as_raw_fd(), name, false, fresh)
+}
+
+/// What `path` leads to; a symbolic link is followed.
+pub fn stat_path(path: &std::path::Path, fresh: bool) -> Result<Stat> {
+    stat_from(libc::AT_FDCWD, path.as_os_str(), true, fresh)
+}
+
+#[cfg(target_os = "linux")]
+fn stat_from(dir: std::os::fd::RawFd, name: &OsStr, follow: bool, fresh: bool) -> Result<Stat> {
+    let follow = if follow {
+        0
+    } else {
+        libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW
+    };
     let name = cstr(name)?;
     let sync = if fresh {
         libc::AT_STATX_FORCE_SYNC
@@ -129,9 +143,9 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &OsStr, fresh: bool) -> Result<Stat> {
     // SAFETY: `name` is NUL-terminated and lives through the call; `buffer` is a writable statx.
     let status = unsafe {
         libc::statx(
-            dir.as_raw_fd(),
+            dir,
             name.as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT | sync,
+            follow | libc::AT_NO_AUTOMOUNT | sync,
             libc::STATX_BASIC_STATS | libc::STATX_BTIME,
             buffer.as_mut_ptr(),
         )
@@ -163,11 +177,18 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &OsStr, fresh: bool) -> Result<Stat> {
 
 /// See the Linux version. macOS has no way to ask for a fresh answer.
 #[cfg(target_os = "macos")]
-pub fn stat_at(dir: BorrowedFd<'_>, name: &OsStr, _fresh: bool) -> Result<Stat> {
-    let s = if name.is_empty() {
+fn stat_from(dir: std::os::fd::RawFd, name: &OsStr, follow: bool, _fresh: bool) -> Result<Stat> {
+    // SAFETY: the callers pass a descriptor that they hold for the length of the call, or AT_FDCWD.
+    let dir = unsafe { BorrowedFd::borrow_raw(dir) };
+    let flags = if follow {
+        nix::fcntl::AtFlags::empty()
+    } else {
+        nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW
+    };
+    let s = if name.is_empty() && !follow {
         nix::sys::stat::fstat(dir)?
     } else {
-        nix::sys::stat::fstatat(dir, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?
+        nix::sys::stat::fstatat(dir, name, flags)?
     };
     let time = |secs: i64, nanos: i64| Time {
         secs,

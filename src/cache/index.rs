@@ -8,7 +8,7 @@
 //! 4. A record without slots, opens and writers does not exist.
 
 use super::flight::Flight;
-use super::{Compared, FileId, Key, Version};
+use super::{Compared, FileId, Key, Seen, Version};
 use crate::clock::Moment;
 use crate::span::Span;
 use bytes::{Bytes, BytesMut};
@@ -60,12 +60,25 @@ impl Dropped {
 #[derive(Clone, Debug, Default)]
 pub struct Pieces(SmallVec<[Bytes; 2]>);
 
+impl From<Bytes> for Pieces {
+    fn from(bytes: Bytes) -> Pieces {
+        let mut pieces = Pieces::default();
+        pieces.push(bytes);
+        pieces
+    }
+}
+
 impl Pieces {
     /// Add the next bytes.
     pub fn push(&mut self, bytes: Bytes) {
         if !bytes.is_empty() {
             self.0.push(bytes);
         }
+    }
+
+    /// One after the other.
+    pub fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        self.0.iter()
     }
 
     /// Number of bytes.
@@ -76,6 +89,17 @@ impl Pieces {
     /// No byte at all?
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Copy as much as fits; returns how much.
+    pub fn copy_to(&self, buffer: &mut [u8]) -> usize {
+        let mut done = 0;
+        for piece in &self.0 {
+            let part = piece.len().min(buffer.len() - done);
+            buffer[done..done + part].copy_from_slice(&piece[..part]);
+            done += part;
+        }
+        done
     }
 
     /// As one buffer: without a copy when it is one piece.
@@ -230,9 +254,20 @@ impl Index {
             .map_or((0, 0), |r| (r.generation, r.writers))
     }
 
-    pub(super) fn covered(&mut self, id: FileId, span: Span) -> Option<Pieces> {
+    pub(super) fn seen(&self, id: FileId) -> Option<Seen> {
         let record = self.records.get(&id)?;
-        record.version?;
+        Some(Seen {
+            version: record.version?,
+            generation: record.generation,
+        })
+    }
+
+    pub(super) fn covered(&mut self, id: FileId, span: Span) -> Option<(Pieces, Seen)> {
+        let record = self.records.get(&id)?;
+        let seen = Seen {
+            version: record.version?,
+            generation: record.generation,
+        };
         let span = span.clip(record.end());
         let mut pieces = Pieces::default();
         let mut touched: SmallVec<[u64; 4]> = SmallVec::new();
@@ -247,7 +282,7 @@ impl Index {
         for start in touched {
             self.lru.promote(&(id, start));
         }
-        Some(pieces)
+        Some((pieces, seen))
     }
 
     pub(super) fn next(&mut self, id: FileId, span: Span) -> Next {

@@ -16,7 +16,7 @@
 //! that write cannot be told from us by any `stat`. Strangers keep out of that window here.
 
 use super::*;
-use crate::cache::{Check, Compared, Found, OpenRecord, SLOT_OVERHEAD, Step, Trust};
+use crate::cache::{Check, Compared, Found, Hit, OpenRecord, SLOT_OVERHEAD, Step, Trust};
 use crate::clock::Clock;
 use crate::stats::Stats;
 use crate::sys::Time;
@@ -565,7 +565,7 @@ impl World {
 
     fn look(&mut self, who: usize) -> State {
         match self.cache.get(ID, self.actors[who].span(), Trust::Any) {
-            Found::Hit(pieces) => self.ended(who, &pieces.into_bytes()),
+            Found::Hit(hit) => self.ended(who, &hit.pieces.into_bytes()),
             Found::Miss => State::Next(Vec::new()),
         }
     }
@@ -632,7 +632,7 @@ impl World {
         self.cache.assert_invariants();
         for at in 0..END as u64 {
             let span = Span::new(at, 1);
-            if let Found::Hit(pieces) = self.cache.get(ID, span, Trust::Any) {
+            if let Found::Hit(Hit { pieces, .. }) = self.cache.get(ID, span, Trust::Any) {
                 self.assert_allowed(span, &pieces.into_bytes(), &self.floors, "the cache holds");
             }
         }
@@ -646,7 +646,7 @@ impl World {
         self.assert_ours(compared);
         for at in 0..END as u64 {
             let span = Span::new(at, 1);
-            if let Found::Hit(pieces) = self.cache.get(ID, span, Trust::Any) {
+            if let Found::Hit(Hit { pieces, .. }) = self.cache.get(ID, span, Trust::Any) {
                 assert_eq!(pieces.into_bytes(), self.source.read(span), "at {at}");
             }
         }
