@@ -5,9 +5,9 @@
 //!   stat(2) that makes it believed is made there, too: of a file that is open it waits for nothing. All else runs on
 //!   the runtime's threads for blocking work.
 //! * Any future may be dropped at any await. A read that was cancelled has not moved the position. A write that was
-//!   cancelled before it was first polled has not happened; later it happens all the same, and what the stream does next
-//!   comes after it: file, position and cache then say that it happened, and an error of it is reported by the next
-//!   write, flush or close.
+//!   cancelled before it began (never polled, or while it waited for one before it) has not happened; later it happens
+//!   all the same, and what the stream does next comes after it: file, position and cache then say that it happened, and
+//!   an error of it is reported by the next write, flush or close.
 //! * Hooks are awaited one after the other, before the operation returns. Those of a cancelled read may have run.
 //!
 //! One operation at most is under way for a stream; it is kept in the stream, not in the future that began it.
@@ -30,12 +30,20 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 
+/// How often a read through [`AsyncRead`] is made again because a write ended meanwhile. A read that began after the
+/// poll before the last is current for every program that does not drop its futures time and again.
+const READ_TRIES: u32 = 3;
+
 type Job<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// An operation that was begun.
 enum Pending {
-    /// A read and its hooks.
-    Read { span: Span, job: Job<Result<Got>> },
+    /// A read and its hooks, for the `tries`th time.
+    Read {
+        span: Span,
+        tries: u32,
+        job: Job<Result<Got>>,
+    },
     /// A write. `moves`: of the cursor when it began; if the user has moved the position since, that counts.
     Write {
         moves: u64,
@@ -64,6 +72,17 @@ pub struct AsyncFileIoStream {
 /// The same stream, for an asynchronous program: with its hooks, its position and the open file.
 pub fn to_async_fileio_stream(stream: FileIoStream) -> AsyncFileIoStream {
     AsyncFileIoStream::from_cursor(stream.cursor)
+}
+
+/// A read whose future may be dropped: what it would have brought is of then, and not for a later one.
+struct Reading<'a>(&'a mut AsyncFileIoStream);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        if matches!(self.0.pending, Some(Pending::Read { .. })) {
+            self.0.pending = None;
+        }
+    }
 }
 
 /// Run `work` on a thread that may block.
@@ -118,7 +137,8 @@ impl AsyncFileIoStream {
 
     /// As [`FileIoStream::read`].
     pub async fn read(&mut self, size: Option<usize>) -> Result<Bytes> {
-        let pieces = poll_fn(|cx| self.poll_pieces(cx, size)).await?;
+        let reading = Reading(self);
+        let pieces = poll_fn(|cx| reading.0.poll_pieces(cx, size, READ_TRIES)).await?;
         Ok(pieces.into_bytes())
     }
 
@@ -127,6 +147,12 @@ impl AsyncFileIoStream {
         self.settle().await?;
         self.begin_write(Bytes::copy_from_slice(data))?;
         poll_fn(|cx| self.poll_settle(cx)).await
+    }
+
+    /// Move the position: see [`Cursor::seek`]. On a source that may be slow, let `tokio::io::AsyncSeekExt` look for the
+    /// end of the file.
+    pub fn seek(&mut self, to: SeekFrom) -> Result<u64> {
+        self.cursor.seek(to)
     }
 
     /// As [`FileIoStream::truncate`].
@@ -235,33 +261,51 @@ impl AsyncFileIoStream {
         Ok(())
     }
 
-    /// Read at the position, which moves when the bytes are here and the hooks have seen them.
-    fn poll_pieces(&mut self, cx: &mut Context<'_>, size: Option<usize>) -> Poll<Result<Pieces>> {
-        ready!(self.poll_settle_earlier(cx));
-        let wanted = self.cursor.route.span(self.cursor.pos, size);
-        // One that an earlier future began goes on, if it is the same.
-        let is_begun = matches!(&self.pending, Some(Pending::Read { span, .. }) if *span == wanted);
-        if !is_begun {
+    /// Read at the position, which moves when the bytes are here and the hooks have seen them. `tries` is
+    /// [`READ_TRIES`] when nothing is under way that an earlier future has begun.
+    fn poll_pieces(
+        &mut self,
+        cx: &mut Context<'_>,
+        size: Option<usize>,
+        mut tries: u32,
+    ) -> Poll<Result<Pieces>> {
+        loop {
+            ready!(self.poll_settle_earlier(cx));
+            let wanted = self.cursor.route.span(self.cursor.pos, size);
+            if let Some(Pending::Read {
+                span,
+                tries: tried,
+                job,
+            }) = &mut self.pending
+                && *span == wanted
+            {
+                let outcome = ready!(job.as_mut().poll(cx));
+                tries = *tried;
+                self.pending = None;
+                let got = outcome?;
+                // What a dropped future has begun goes on in the next one, which must not miss a write in between.
+                let is_current = got.seen == self.cursor.route.cache.seen(got.open.id());
+                if is_current || tries >= READ_TRIES {
+                    let pieces = self.cursor.landed(got).into();
+                    self.cursor.has_read(&pieces);
+                    return Poll::Ready(Ok(pieces));
+                }
+                tries += 1;
+            }
             self.pending = None;
             let open = self.cursor.readable()?.clone();
-            let hit = self.try_hit(&open, wanted);
-            let job = match hit {
+            let job = match self.try_hit(&open, wanted) {
                 Some(hit) if !self.cursor.hooks.has_async(Event::Read) => {
                     return Poll::Ready(Ok(self.finish_hit(wanted, hit)));
                 }
                 hit => self.begin_read(open, wanted, hit)?,
             };
-            self.pending = Some(Pending::Read { span: wanted, job });
+            self.pending = Some(Pending::Read {
+                span: wanted,
+                tries,
+                job,
+            });
         }
-        let Some(Pending::Read { job, .. }) = &mut self.pending else {
-            // It was there, or was put there.
-            return Poll::Ready(Ok(Pieces::default()));
-        };
-        let outcome = ready!(job.as_mut().poll(cx));
-        self.pending = None;
-        let pieces = self.cursor.landed(outcome?).into();
-        self.cursor.has_read(&pieces);
-        Poll::Ready(Ok(pieces))
     }
 
     /// What can be had without waiting.
@@ -338,7 +382,7 @@ impl AsyncRead for AsyncFileIoStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let pieces = ready!(self.poll_pieces(cx, Some(buffer.remaining())))?;
+        let pieces = ready!(self.poll_pieces(cx, Some(buffer.remaining()), 1))?;
         for piece in pieces.iter() {
             buffer.put_slice(piece);
         }
@@ -388,8 +432,8 @@ impl AsyncSeek for AsyncFileIoStream {
         let end = match to {
             SeekFrom::End(_) if !open.is_local => {
                 if !matches!(this.pending, Some(Pending::End(_))) {
-                    let route = this.cursor.route.clone();
-                    let job = elsewhere(&this.cursor.route, move || route.size(&open))?;
+                    let (route, followed) = (this.cursor.route.clone(), this.cursor.followed);
+                    let job = elsewhere(&this.cursor.route, move || route.size(&open, followed))?;
                     this.pending = Some(Pending::End(job));
                 }
                 let Some(Pending::End(job)) = &mut this.pending else {
@@ -399,7 +443,7 @@ impl AsyncSeek for AsyncFileIoStream {
                 this.pending = None;
                 end
             }
-            SeekFrom::End(_) => this.cursor.route.size(&open),
+            SeekFrom::End(_) => this.cursor.route.size(&open, this.cursor.followed),
             SeekFrom::Start(_) | SeekFrom::Current(_) => Ok(0),
         };
         this.seeking = None;

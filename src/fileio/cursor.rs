@@ -85,10 +85,10 @@ impl Cursor {
     }
 
     pub(super) fn opened(&mut self, open: Arc<OpenFile>) -> Result<()> {
-        if self.route.mode.appends() {
-            self.pos = self.route.size(&open)?;
-        }
         self.followed = self.route.cache.clock().now();
+        if self.route.mode.appends() {
+            self.pos = self.route.size(&open, self.followed)?;
+        }
         self.open = Some(open);
         Ok(())
     }
@@ -144,7 +144,7 @@ impl Cursor {
     pub fn seek(&mut self, to: SeekFrom) -> Result<u64> {
         let open = self.file()?;
         let end = match to {
-            SeekFrom::End(_) => self.route.size(open)?,
+            SeekFrom::End(_) => self.route.size(open, self.followed)?,
             SeekFrom::Start(_) | SeekFrom::Current(_) => 0,
         };
         self.seek_with(to, end)

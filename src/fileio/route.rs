@@ -148,13 +148,18 @@ impl Route {
         }
     }
 
-    /// Size of the open file. Of one that is believed, as far as the cache knows it.
-    pub(super) fn size(&self, open: &OpenFile) -> Result<u64> {
-        let id = open.id();
-        if self.cache.is_trusted(id)
-            && let Some(version) = self.cache.version(id)
+    /// Size of the file that the next read is of. While it is believed, as the cache knows it.
+    pub(super) fn size(&self, open: &OpenFile, followed: Moment) -> Result<u64> {
+        if self.is_believed(open, followed)
+            && let Some(version) = self.cache.version(open.id())
         {
             return Ok(version.size);
+        }
+        if self.follows
+            && let Ok(stat) = self.source.stat_path(&self.target, true)
+            && stat.is_file()
+        {
+            return Ok(stat.size);
         }
         let backing = open.file.backing();
         let stat = backing.fd().and_then(|fd| backing.source().stat(&fd, true));
@@ -237,7 +242,11 @@ impl Route {
         let append = self.mode.appends();
         let mut put = Put {
             count: 0,
-            end: if append { self.size(open)? } else { pos },
+            end: if append && !data.is_empty() {
+                self.size(open, self.cache.clock().now())?
+            } else {
+                pos
+            },
             seen: None,
         };
         while put.count < data.len() {

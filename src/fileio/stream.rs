@@ -121,6 +121,11 @@ impl FileIoStream {
         Ok(put.count)
     }
 
+    /// Move the position: see [`Cursor::seek`].
+    pub fn seek(&mut self, to: SeekFrom) -> Result<u64> {
+        self.cursor.seek(to)
+    }
+
     /// Cut or extend the file. The position stays.
     pub fn truncate(&mut self, size: u64) -> Result<()> {
         self.may_block("truncate")?;

@@ -116,7 +116,6 @@ pub(crate) struct Gate {
 #[derive(Default)]
 struct State {
     holding: Option<Call>,
-    waiting: usize,
     failing: Option<(Option<Call>, Errno)>,
 }
 
@@ -132,14 +131,6 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Wait until a call waits at the gate.
-    pub(crate) fn await_caller(&self) {
-        let mut state = self.state.lock().expect("not poisoned");
-        while state.waiting == 0 {
-            state = self.changed.wait(state).expect("not poisoned");
-        }
-    }
-
     /// From now on calls of this kind (`None`: of any kind) fail.
     pub(crate) fn fail(&self, call: Option<Call>, errno: Errno) {
         self.state.lock().expect("not poisoned").failing = Some((call, errno));
@@ -153,13 +144,8 @@ impl Gate {
 impl Intercept for Gate {
     fn before(&self, call: Call) -> nix::Result<()> {
         let mut state = self.state.lock().expect("not poisoned");
-        if state.holding == Some(call) {
-            state.waiting += 1;
-            self.changed.notify_all();
-            while state.holding == Some(call) {
-                state = self.changed.wait(state).expect("not poisoned");
-            }
-            state.waiting -= 1;
+        while state.holding == Some(call) {
+            state = self.changed.wait(state).expect("not poisoned");
         }
         match state.failing {
             Some((kind, errno)) if kind.is_none_or(|kind| kind == call) => Err(errno),
