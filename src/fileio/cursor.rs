@@ -30,7 +30,8 @@ pub struct Cursor {
     pub(super) hooks: Arc<Hooks>,
     /// All bytes read so far, if that was asked for.
     collected: Option<Vec<u8>>,
-    /// Where a drop may block nobody.
+    /// A drop must not block the thread that it happens on.
+    #[cfg(feature = "async")]
     pub(super) closes_elsewhere: bool,
 }
 
@@ -45,6 +46,7 @@ impl Cursor {
             seen: None,
             hooks: Arc::new(hooks),
             collected: keep_read_bytes.then(Vec::new),
+            #[cfg(feature = "async")]
             closes_elsewhere: false,
         }
     }

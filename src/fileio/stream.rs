@@ -1,8 +1,10 @@
 //! The synchronous stream.
 
+#[cfg(feature = "async")]
+use super::Error;
 use super::cursor::Cursor;
 use super::hooks::Event;
-use super::{Builder, Error, Result};
+use super::{Builder, Result};
 use crate::cache::Pieces;
 use bytes::Bytes;
 use std::io::{self, SeekFrom};

@@ -2,6 +2,7 @@
 //! vector of bytes.
 
 mod described;
+mod examples;
 mod hooks;
 mod property;
 mod support;

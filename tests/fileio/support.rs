@@ -95,6 +95,18 @@ pub(crate) fn next_tick(dir: &Path) {
     while stamp() <= before {}
 }
 
+/// Wait until a file's last change is longer ago than a tick of the coarsest common clock (10 ms): what is read within
+/// one is read once more.
+pub(crate) fn let_age(path: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let meta = fs::metadata(path).expect("stat");
+    let changed = Duration::new(meta.ctime() as u64, meta.ctime_nsec() as u32);
+    let old = SystemTime::UNIX_EPOCH + changed + Duration::from_millis(20);
+    while SystemTime::now() < old {
+        std::thread::yield_now();
+    }
+}
+
 /// The names of a stream's slots without the directory.
 pub(crate) fn slots(stream: &FileIoStream) -> Vec<(u64, u64)> {
     let keys = stream.cache_keys();
