@@ -141,6 +141,8 @@ async fn a_read_after_a_dropped_one_sees_what_was_written_in_between() {
         let path = w.file("f", "ABCD");
         let mut stream = w.task("f", "rb");
         let mut buffer = [0; 4];
+        // Held, so that it cannot have ended by the time of its first poll.
+        w.gate.hold(Call::Read);
         tokio::select! {
             biased;
             _ = async {
@@ -152,6 +154,10 @@ async fn a_read_after_a_dropped_one_sees_what_was_written_in_between() {
             } => panic!("it leaves the task"),
             () = std::future::ready(()) => {}
         }
+        w.gate.release();
+        // It has brought its bytes before the write begins: this read joins it, or finds what it left.
+        let mut other = w.task("f", "rb");
+        assert_eq!(other.read(Some(4)).await.expect("read"), "ABCD");
         let writing = path.clone();
         let cache = w.cache.clone();
         let write = move || {
