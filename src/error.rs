@@ -35,6 +35,11 @@ impl Error {
         self.errno
     }
 
+    /// What was being done.
+    pub const fn doing(self) -> &'static str {
+        self.doing
+    }
+
     /// The code as the kernel wants it.
     pub const fn raw(self) -> i32 {
         self.errno as i32

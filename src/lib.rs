@@ -70,6 +70,7 @@ pub mod error;
 pub mod file;
 pub mod fileio;
 pub mod fuse;
+pub mod hooks;
 pub mod mount;
 pub mod overlay;
 pub mod patience;

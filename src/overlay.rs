@@ -23,6 +23,7 @@ pub mod handles;
 mod inodes;
 mod names;
 
+pub use crate::sys::Caller;
 pub use attrs::Listing;
 pub use content::{How, Keep, Opened, SetAttr};
 pub use dirs::DirEntry;
@@ -43,17 +44,6 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Who asks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Caller {
-    /// File-system user id.
-    pub uid: u32,
-    /// File-system group id.
-    pub gid: u32,
-    /// Thread id, 0 when the kernel itself asks.
-    pub pid: u32,
-}
 
 /// How much the overlay remembers.
 #[derive(Clone, Copy, Debug)]

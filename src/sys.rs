@@ -52,6 +52,17 @@ impl Time {
     }
 }
 
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// File-system user id.
+    pub uid: u32,
+    /// File-system group id.
+    pub gid: u32,
+    /// Thread id, 0 when the kernel itself asks.
+    pub pid: u32,
+}
+
 /// What `statx` (Linux) or `fstatat` (macOS) says of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stat {
