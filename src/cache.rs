@@ -206,9 +206,21 @@ pub struct Check {
     begun: Moment,
 }
 
+/// Told of what leaves the cache without anybody having asked for it. Called without any lock held; must not block.
+pub trait Observe: Send + Sync + 'static {
+    /// A slot went, to make room.
+    fn evicted(&self, key: Key);
+    /// The source had changed this file; its slots went.
+    fn stale(&self, path: Arc<Path>);
+}
+
+/// Most files that are pinned at once: a record of one that has no slots costs some 200 bytes.
+const PINS_MAX: usize = 65_536;
+
 /// The cache. Shared by all faces; one is enough for a process.
 pub struct Cache {
     index: Mutex<Index>,
+    observer: std::sync::OnceLock<std::sync::Weak<dyn Observe>>,
     clock: Clock,
     stats: Arc<Stats>,
     ttl: Duration,
@@ -243,6 +255,7 @@ impl Cache {
     pub fn new(bytes_max: u64, ttl: Duration, clock: Clock, stats: Arc<Stats>) -> Cache {
         Cache {
             index: Mutex::new(Index::new(bytes_max)),
+            observer: std::sync::OnceLock::new(),
             clock,
             stats,
             ttl,
@@ -259,9 +272,37 @@ impl Cache {
         ))
     }
 
+    /// Tell `observer` from now on; the first one stays.
+    pub fn set_observer(&self, observer: std::sync::Weak<dyn Observe>) {
+        if self.observer.set(observer).is_ok() {
+            self.index.lock().watched = true;
+        }
+    }
+
+    /// Count, tell and free what was taken out of the index, whose lock is gone.
+    fn settle(&self, dropped: index::Dropped) {
+        self.stats.evicted_slots.add(dropped.evicted);
+        if dropped.keys.is_empty() && dropped.stale.is_none() {
+            return;
+        }
+        if let Some(observer) = self.observer.get().and_then(std::sync::Weak::upgrade) {
+            for key in dropped.keys {
+                observer.evicted(key);
+            }
+            if let Some(path) = dropped.stale {
+                observer.stale(path);
+            }
+        }
+    }
+
     /// How long a comparison is believed.
     pub fn ttl(&self) -> Duration {
         self.ttl
+    }
+
+    /// Most bytes that it holds.
+    pub fn bytes_max(&self) -> u64 {
+        self.index.lock().bytes_max()
     }
 
     /// The clock that it measures with.
@@ -360,7 +401,7 @@ impl Cache {
         }
         let evicted = index.complete_fill(id, span, seen.generation, bytes, wall);
         drop(index);
-        self.stats.evicted_slots.add(evicted.count());
+        self.settle(evicted);
     }
 
     /// Begin to compare the record with the source: call this, then `stat`, then [`Cache::finish_check`].
@@ -386,7 +427,7 @@ impl Cache {
         if compared == Compared::Changed {
             self.stats.stale_records.add(1);
         }
-        drop(dropped);
+        self.settle(dropped);
         compared
     }
 
@@ -426,6 +467,18 @@ impl Cache {
     pub fn evict(&self, id: FileId) {
         let dropped = self.index.lock().evict(id);
         drop(dropped);
+    }
+
+    /// Keep the slots of a file out of eviction, those that it has and those to come, until [`Cache::unpin`]. All pinned
+    /// slots together have half of the memory; what goes beyond that is evicted as usual. False when too many files
+    /// are pinned already. `path` names its slots.
+    pub fn pin(&self, id: FileId, path: impl FnOnce() -> PathBuf) -> bool {
+        self.index.lock().pin(id, path, PINS_MAX)
+    }
+
+    /// The file's slots are evicted as all others are.
+    pub fn unpin(&self, id: FileId) {
+        self.index.lock().unpin(id);
     }
 
     /// Names of all slots of a file, in order.

@@ -17,7 +17,8 @@ use std::time::Duration;
     after_help = "Examples:\n  \
                   warmfs mount /mnt/nas ~/nas             mount, return when it is ready\n  \
                   warmfs mount --ttl 60 /mnt/nas ~/nas    believe what was seen for a minute\n  \
-                  warmfs umount ~/nas                     unmount, also after a crash"
+                  warmfs umount ~/nas                     unmount, also after a crash\n  \
+                  warmfs hook test hooks.toml             try hooks and plugins without a mount"
 )]
 pub struct Cli {
     /// What to do.
@@ -32,6 +33,32 @@ pub enum Command {
     Mount(MountArgs),
     /// Unmount MOUNTPOINT; also one whose daemon is gone
     Umount(UmountArgs),
+    /// Hooks: what happens on a mount, told to plugins
+    #[command(subcommand)]
+    Hook(HookCommand),
+}
+
+/// The subcommands of `warmfs hook`.
+#[derive(Subcommand, Debug)]
+pub enum HookCommand {
+    /// Check a configuration, run its plugins on sample events, and show what they would do
+    Test(HookTestArgs),
+}
+
+/// Arguments of `warmfs hook test`.
+#[derive(Args, Debug)]
+pub struct HookTestArgs {
+    /// Configuration with [[hook]] rules and [plugin.NAME] tables
+    #[arg(required_unless_present = "hook")]
+    pub config: Option<PathBuf>,
+
+    /// One more rule, as with `warmfs mount`
+    #[arg(long, value_name = "RULE")]
+    pub hook: Vec<String>,
+
+    /// Path of the file that the sample events are about; without it one that each rule matches is made up
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<PathBuf>,
 }
 
 /// Arguments of `warmfs mount`.
@@ -75,6 +102,15 @@ pub struct MountArgs {
     /// Requests that may be under way at the source at once
     #[arg(long, value_name = "N", default_value_t = config::IO_THREADS_DEFAULT, value_parser = config::parse_io_threads)]
     pub io_threads: usize,
+
+    /// Hooks and plugins: a TOML file that nobody but you (or root) may write
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// One more hook rule, as TOML in one line:
+    /// 'events=["on_read"], include=["*.flac"], plugin={type="log", file="reads.jsonl"}'
+    #[arg(long, value_name = "RULE")]
+    pub hook: Vec<String>,
 
     /// Options of mount(8), separated by commas: ro, suid, dev, noexec, noatime, allow_other,
     /// default_permissions, fsname=NAME, nonempty ... By default nosuid and nodev

@@ -5,10 +5,13 @@
 //! inherits; either way the caller's exit status tells. No fork without exec, so no state of threads or
 //! locks is ever copied.
 
-use crate::cli::{LogLevel, MountArgs};
+use crate::cli::{HookTestArgs, LogLevel, MountArgs};
+use crate::hooks;
 use crate::mount::{self, Refused};
-use std::io::{BufRead, BufReader, Write};
+use nix::sys::signal::{SigSet, Signal};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 const READY: &str = "ready";
@@ -17,9 +20,13 @@ const READY: &str = "ready";
 pub fn run(args: &MountArgs) -> Result<ExitCode, Refused> {
     let is_root = nix::unistd::geteuid().is_root();
     let config = mount::check(&args.config(is_root))?;
+    let hooks = hooks::Config::load(args.config.as_deref(), &args.hook).map_err(wrong)?;
+    hooks.check_logs(&config.mountpoint).map_err(wrong)?;
     if !args.foreground && !args.daemon {
         return start_daemon();
     }
+    // Before any thread is started, because they inherit it.
+    let hangup = hooks.has_log_file().then(Hangup::block);
     crate::sys::trim_allocator();
     start_log(args)?;
     if args.daemon {
@@ -28,12 +35,31 @@ pub fn run(args: &MountArgs) -> Result<ExitCode, Refused> {
         let _ = nix::unistd::chdir("/");
     }
     let (signal, stop) = crossbeam_channel::bounded(1);
+    let hung_up = signal.clone();
     ctrlc::set_handler(move || {
         // A second signal finds the channel full: the end is on its way.
         let _ = signal.try_send(());
     })
     .map_err(|error| refused("cannot catch signals", &error))?;
-    let mounted = mount::mount(&config, None)?;
+    let env = [
+        ("WARMFS_SOURCE".to_owned(), config.source.clone().into()),
+        (
+            "WARMFS_MOUNTPOINT".to_owned(),
+            config.mountpoint.clone().into(),
+        ),
+    ];
+    let mounted = mount::mount_with_hooks(&config, None, hooks.start(&env).map_err(wrong)?)?;
+    if let (Some(hangup), Some(hooks)) = (hangup, mounted.overlay().hooks()) {
+        let is_terminal = std::io::stdin().is_terminal();
+        hangup
+            .watch(hooks, move || {
+                // The terminal is gone: what SIGHUP meant before it meant "open your files again".
+                if is_terminal {
+                    let _ = hung_up.try_send(());
+                }
+            })
+            .map_err(|error| refused("cannot start threads", &error))?;
+    }
     tracing::info!(
         "{} is mounted at {}",
         config.source.display(),
@@ -47,6 +73,63 @@ pub fn run(args: &MountArgs) -> Result<ExitCode, Refused> {
     }
     mounted.run(&stop)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn wrong(error: hooks::Wrong) -> Refused {
+    Refused::new(error.to_string())
+}
+
+/// SIGHUP, for as long as there are log files to be opened again: kept from all threads, so that only the one that waits
+/// for it gets it.
+struct Hangup(SigSet);
+
+impl Hangup {
+    fn block() -> Hangup {
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGHUP);
+        // Fails for a set that the kernel does not know.
+        let _ = set.thread_block();
+        Hangup(set)
+    }
+
+    fn watch(
+        self,
+        hooks: &Arc<hooks::Hooks>,
+        also: impl Fn() + Send + 'static,
+    ) -> std::io::Result<()> {
+        let hooks = Arc::downgrade(hooks);
+        std::thread::Builder::new()
+            .name("warmfs-hangup".into())
+            .spawn(move || {
+                while self.0.wait().is_ok() {
+                    match hooks.upgrade() {
+                        Some(hooks) => hooks.reopen(),
+                        None => return,
+                    }
+                    also();
+                }
+            })
+            .map(drop)
+    }
+}
+
+/// `warmfs hook test`.
+pub fn hook_test(args: &HookTestArgs) -> Result<ExitCode, Refused> {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::INFO)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .with_writer(std::io::stderr)
+        .init();
+    let config = hooks::Config::load(args.config.as_deref(), &args.hook).map_err(wrong)?;
+    let is_good =
+        hooks::trial::run(&config, args.path.as_deref(), &mut std::io::stdout()).map_err(wrong)?;
+    Ok(if is_good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn refused(what: &str, error: &dyn std::fmt::Display) -> Refused {

@@ -11,6 +11,7 @@
 use crate::backing::BackingFile;
 use crate::cache::{Cache, Compared, FileId, Found, Hit, OpenRecord, Pieces, Step, Trust, Version};
 use crate::error::Result;
+use crate::hooks::Served;
 use crate::span::Span;
 use crate::sys::Stat;
 use bytes::{Bytes, BytesMut};
@@ -74,12 +75,23 @@ impl CachedFile {
 
     /// Read `span`; shorter at end of file.
     pub fn read_at(&self, span: Span) -> Result<Bytes> {
+        self.read_served(span).map(|(bytes, _)| bytes)
+    }
+
+    /// As [`CachedFile::read_at`], and where the bytes came from.
+    pub fn read_served(&self, span: Span) -> Result<(Bytes, Served)> {
         let compared = if self.cache().is_trusted(self.id()) {
             Compared::Same
         } else {
             self.compare(true)?
         };
-        self.read_compared(span, compared)
+        if compared == Compared::Same
+            && let Some(bytes) = self.read_cached(span, Trust::Any)
+        {
+            return Ok((bytes, Served::Memory));
+        }
+        let bytes = self.read_compared(span, compared)?;
+        Ok((bytes, Served::Source))
     }
 
     /// As [`CachedFile::read_at`], by a caller who has just compared the record, with this result.

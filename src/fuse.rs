@@ -4,31 +4,42 @@
 //! request. All else goes through [`Patience`], which knows where and for how long the source may be asked, so
 //! that a source that hangs never takes all FUSE threads with it.
 
+mod invalidator;
+mod reply;
+mod tell;
+
+pub use invalidator::Invalidator;
+
 use crate::cache::Trust;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::hooks::{Hooks, Kind, Served};
 use crate::overlay::{
-    Caller, DirEntry, Entry, Garbage, How, Invalidate, Keep, NodeId, Opened, Overlay, SetAttr,
+    Caller, DirEntry, Entry, Garbage, How, Keep, NodeId, Opened, Overlay, SetAttr,
 };
 use crate::patience::Patience;
 use crate::span::Span;
-use crate::sys::{self, SetTime, Stat, Time, XattrAnswer};
+use crate::sys::{self, Stat};
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
-    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::{Condvar, Mutex};
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
+
+use reply::{
+    code, file_attr, send_attr, send_count, send_empty, send_entry, send_lookup, send_readdir,
+    send_readdirplus, send_statfs, send_xattr, set_time,
+};
+use tell::{told, told_span};
 
 /// Largest read and write request: what Linux allows (256 pages, `fs.fuse.max_pages_limit`).
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
@@ -41,10 +52,13 @@ const BACKGROUND_MAX: u16 = 64;
 pub struct Face {
     overlay: Arc<Overlay>,
     patience: Arc<Patience>,
+    /// `None` costs nothing: no clock is read and nothing is looked up for them.
+    hooks: Option<Arc<Hooks>>,
     /// The kernel checks permissions by mode bits and ACLs (`default_permissions`).
     kernel_checks: bool,
     /// `ttl = 0`: every read must come to us, where it is compared with the source.
     strict: bool,
+    /// Files can be opened past the page cache, and be mapped all the same.
     direct_io: AtomicBool,
     /// Closing a file of the source may report what a write did not (NFS and its like).
     flushes: bool,
@@ -63,6 +77,7 @@ impl Face {
         ending: Sender<()>,
     ) -> Face {
         Face {
+            hooks: overlay.hooks().cloned(),
             overlay,
             patience,
             kernel_checks,
@@ -83,11 +98,18 @@ impl Face {
         if self.kernel_checks {
             let _ = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
         }
-        if self.strict {
+        let told = self.tells(Kind::Read);
+        if self.strict || told {
             // Without mmap on direct files (Linux before 6.6) builds and databases would break, so there the
             // page cache stays, with attributes that expire at once.
             let can = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
             self.direct_io.store(can.is_ok(), Ordering::Relaxed);
+            if can.is_err() && told {
+                tracing::warn!(
+                    "this kernel cannot map files that are read past its page cache (Linux 6.6 can): on_read will not \
+                     tell of reads that the page cache answers"
+                );
+            }
         }
     }
 
@@ -97,6 +119,9 @@ impl Face {
     fn negotiate(&self, _config: &mut KernelConfig) {
         let (checks, strict) = (self.kernel_checks, self.strict);
         tracing::debug!("kernel checks permissions: {checks}; ttl 0: {strict}");
+        if self.tells(Kind::Read) {
+            tracing::warn!("on_read will not tell of reads that macOS answers from its page cache");
+        }
     }
 
     /// Answer with what the source says, however long it takes; requests of one `key` never take all workers.
@@ -104,13 +129,13 @@ impl Face {
         &self,
         key: INodeNo,
         reply: R,
-        ask: impl FnOnce(&Arc<Overlay>) -> T + Send + 'static,
-        send: impl FnOnce(R, T) + Send + 'static,
+        ask: impl FnOnce(&Arc<Overlay>) -> Result<T> + Send + 'static,
+        send: impl FnOnce(R, Result<T>) + Send + 'static,
     ) {
-        let overlay = self.overlay.clone();
+        let (overlay, errors) = (self.overlay.clone(), self.errors(key));
         self.patience.work(
             key.0,
-            move || ask(&overlay),
+            move || errors.look(ask(&overlay)),
             move |answer| send(reply, answer),
         );
     }
@@ -120,13 +145,28 @@ impl Face {
         &self,
         key: INodeNo,
         reply: R,
-        ask: impl FnOnce(&Arc<Overlay>) -> T + Send + 'static,
-        send: impl FnOnce(R, T) + Send + 'static,
+        ask: impl FnOnce(&Arc<Overlay>) -> Result<T> + Send + 'static,
+        send: impl FnOnce(R, Result<T>) + Send + 'static,
     ) {
-        let overlay = self.overlay.clone();
+        let (overlay, errors) = (self.overlay.clone(), self.errors(key));
         self.patience
             .pool()
-            .submit(key.0, move || send(reply, ask(&overlay)));
+            .submit(key.0, move || send(reply, errors.look(ask(&overlay))));
+    }
+
+    /// Answer with what the source says, or with what memory `known` when that takes too long: see [`Patience::ask`].
+    fn ask<R: Send + 'static, T: Send + 'static>(
+        &self,
+        key: INodeNo,
+        reply: R,
+        known: impl FnOnce() -> Option<T>,
+        ask: impl FnOnce() -> Result<T> + Send + 'static,
+        send: impl FnOnce(R, Result<T>) + Clone + Send + 'static,
+        undo: impl Fn(T) + Clone + Send + 'static,
+    ) {
+        let errors = self.errors(key);
+        let ask = move || errors.look(ask());
+        self.patience.ask(key.0, reply, known, ask, send, undo);
     }
 
     fn dispose(&self, garbage: Garbage) {
@@ -135,21 +175,28 @@ impl Face {
         }
     }
 
-    fn open_flags(&self, opened: Opened, flags: i32) -> FopenFlags {
-        let mut reply = FopenFlags::empty();
-        if self.direct_io.load(Ordering::Relaxed) {
-            reply |= FopenFlags::FOPEN_DIRECT_IO;
-        } else if opened.keep == Keep::Yes {
-            reply |= FopenFlags::FOPEN_KEEP_CACHE;
-        }
-        #[cfg(target_os = "linux")]
-        if flags & libc::O_ACCMODE == libc::O_RDONLY {
-            // Nothing was written, so closing has nothing to report: one request less.
-            reply |= FopenFlags::FOPEN_NOFLUSH;
-        }
-        let _ = flags;
-        reply
+    /// How the kernel is to treat a file that is opened with `flags`.
+    fn open_flags(&self, flags: i32) -> impl Fn(&Opened) -> FopenFlags + Clone + Send + use<> {
+        let direct_io = self.direct_io.load(Ordering::Relaxed);
+        let strict = self.strict;
+        move |opened| open_flags(opened, flags, direct_io && (strict || opened.direct))
     }
+}
+
+fn open_flags(opened: &Opened, flags: i32, direct: bool) -> FopenFlags {
+    let mut reply = FopenFlags::empty();
+    if direct {
+        reply |= FopenFlags::FOPEN_DIRECT_IO;
+    } else if opened.keep == Keep::Yes {
+        reply |= FopenFlags::FOPEN_KEEP_CACHE;
+    }
+    #[cfg(target_os = "linux")]
+    if flags & libc::O_ACCMODE == libc::O_RDONLY {
+        // Nothing was written, so closing has nothing to report: one request less.
+        reply |= FopenFlags::FOPEN_NOFLUSH;
+    }
+    let _ = flags;
+    reply
 }
 
 fn node(ino: INodeNo) -> NodeId {
@@ -161,230 +208,6 @@ fn caller(request: &Request) -> Caller {
         uid: request.uid(),
         gid: request.gid(),
         pid: request.pid(),
-    }
-}
-
-fn code(error: Error) -> Errno {
-    if error.errno() == nix::errno::Errno::EIO {
-        tracing::debug!("{error}");
-    }
-    Errno::from_i32(error.raw())
-}
-
-fn system_time(time: Time) -> SystemTime {
-    let nanos = Duration::from_nanos(u64::from(time.nanos));
-    match u64::try_from(time.secs) {
-        Ok(secs) => UNIX_EPOCH + Duration::from_secs(secs) + nanos,
-        Err(_) => UNIX_EPOCH - Duration::from_secs(time.secs.unsigned_abs()) + nanos,
-    }
-}
-
-/// A time that the kernel wants set. fuser turns seconds before 1970 into a `SystemTime` by subtracting the
-/// nanoseconds instead of adding them; this undoes exactly that.
-fn set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => Time {
-                secs: after.as_secs() as i64,
-                nanos: after.subsec_nanos(),
-            },
-            Err(before) => Time {
-                secs: -(before.duration().as_secs() as i64),
-                nanos: before.duration().subsec_nanos(),
-            },
-        }),
-    }
-}
-
-fn file_type(mode: u32) -> FileType {
-    match mode & sys::S_IFMT {
-        sys::S_IFDIR => FileType::Directory,
-        sys::S_IFLNK => FileType::Symlink,
-        sys::S_IFIFO => FileType::NamedPipe,
-        sys::S_IFSOCK => FileType::Socket,
-        sys::S_IFCHR => FileType::CharDevice,
-        sys::S_IFBLK => FileType::BlockDevice,
-        _ => FileType::RegularFile,
-    }
-}
-
-fn file_attr(stat: &Stat) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(stat.ino),
-        size: stat.size,
-        blocks: stat.blocks,
-        atime: system_time(stat.atime),
-        mtime: system_time(stat.mtime),
-        ctime: system_time(stat.ctime),
-        crtime: system_time(stat.btime.unwrap_or(stat.ctime)),
-        kind: file_type(stat.mode),
-        perm: (stat.mode & 0o7777) as u16,
-        nlink: stat.nlink,
-        uid: stat.uid,
-        gid: stat.gid,
-        rdev: stat.rdev,
-        blksize: stat.blksize,
-        flags: 0,
-    }
-}
-
-fn send_entry(reply: ReplyEntry, result: Result<Entry>) {
-    match result {
-        Ok(entry) => reply.entry(
-            &entry.ttl,
-            &file_attr(&entry.stat),
-            Generation(entry.generation),
-        ),
-        Err(error) => reply.error(code(error)),
-    }
-}
-
-/// The kernel remembers an absent name when it is answered as an entry with inode 0.
-fn send_lookup(overlay: &Overlay, at: (NodeId, &OsStr), reply: ReplyEntry, result: Result<Entry>) {
-    if let Err(error) = &result
-        && error.errno() == nix::errno::Errno::ENOENT
-    {
-        let ttl = overlay.absence_ttl(at.0, at.1);
-        if !ttl.is_zero() {
-            reply.entry(&ttl, &ABSENT, Generation(0));
-            return;
-        }
-    }
-    send_entry(reply, result);
-}
-
-const ABSENT: FileAttr = FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: UNIX_EPOCH,
-    mtime: UNIX_EPOCH,
-    ctime: UNIX_EPOCH,
-    crtime: UNIX_EPOCH,
-    kind: FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 0,
-    flags: 0,
-};
-
-fn send_attr(reply: ReplyAttr, result: Result<(Stat, Duration)>) {
-    match result {
-        Ok((stat, ttl)) => reply.attr(&ttl, &file_attr(&stat)),
-        Err(error) => reply.error(code(error)),
-    }
-}
-
-fn send_empty(reply: ReplyEmpty, result: Result<()>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(code(error)),
-    }
-}
-
-fn send_count(reply: ReplyWrite, result: Result<usize>) {
-    match result {
-        Ok(count) => reply.written(count as u32),
-        Err(error) => reply.error(code(error)),
-    }
-}
-
-fn send_data(reply: ReplyData, result: Result<Bytes>) {
-    match result {
-        Ok(bytes) => reply.data(&bytes),
-        Err(error) => reply.error(code(error)),
-    }
-}
-
-fn send_xattr(reply: ReplyXattr, result: Result<XattrAnswer>) {
-    match result {
-        Ok(XattrAnswer::Size(size)) => reply.size(size),
-        Ok(XattrAnswer::Data(data)) => reply.data(&data),
-        Err(error) => reply.error(code(error)),
-    }
-}
-
-fn send_statfs(reply: ReplyStatfs, result: Result<nix::sys::statvfs::Statvfs>) {
-    match result {
-        // The widths differ between platforms.
-        #[allow(
-            clippy::useless_conversion,
-            clippy::unnecessary_cast,
-            reason = "widths differ between platforms"
-        )]
-        Ok(s) => reply.statfs(
-            s.blocks() as u64,
-            s.blocks_free() as u64,
-            s.blocks_available() as u64,
-            s.files() as u64,
-            s.files_free() as u64,
-            s.block_size() as u32,
-            s.name_max() as u32,
-            s.fragment_size() as u32,
-        ),
-        Err(error) => reply.error(code(error)),
-    }
-}
-
-fn send_readdir(overlay: &Overlay, mut reply: ReplyDirectory, result: Result<Vec<DirEntry>>) {
-    match result {
-        Ok(batch) => {
-            for entry in &batch {
-                let kind = file_type(entry.kind);
-                if reply.add(INodeNo(entry.ino), entry.next, kind, &entry.name) {
-                    break;
-                }
-            }
-            reply.ok();
-            overlay.put_back(batch);
-        }
-        Err(error) => reply.error(code(error)),
-    }
-}
-
-fn send_readdirplus(
-    overlay: &Overlay,
-    mut reply: ReplyDirectoryPlus,
-    result: Result<Vec<DirEntry>>,
-) {
-    match result {
-        Ok(batch) => {
-            let mut unsent = batch.into_iter();
-            for item in unsent.by_ref() {
-                let (attr, ttl, generation) = match &item.entry {
-                    Some(entry) => (file_attr(&entry.stat), entry.ttl, entry.generation),
-                    // `.` and `..`: the kernel looks at nothing but the number and the type.
-                    None => (
-                        FileAttr {
-                            ino: INodeNo(item.ino),
-                            kind: FileType::Directory,
-                            ..ABSENT
-                        },
-                        Duration::ZERO,
-                        0,
-                    ),
-                };
-                let full = reply.add(
-                    INodeNo(item.ino),
-                    item.next,
-                    &item.name,
-                    &ttl,
-                    &attr,
-                    Generation(generation),
-                );
-                if full {
-                    overlay.put_back([item]);
-                    break;
-                }
-            }
-            reply.ok();
-            overlay.put_back(unsent);
-        }
-        Err(error) => reply.error(code(error)),
     }
 }
 
@@ -431,8 +254,8 @@ impl Filesystem for Face {
             self.overlay.clone(),
         );
         let asked_name = name.clone();
-        self.patience.ask(
-            parent.0,
+        self.ask(
+            parent,
             reply,
             || self.overlay.lookup_known(at, &name, Trust::Any)?.ok(),
             move || asking.lookup(at, &asked_name),
@@ -454,8 +277,8 @@ impl Filesystem for Face {
             return send_attr(reply, Ok(known));
         }
         let overlay = self.overlay.clone();
-        self.patience.ask(
-            ino.0,
+        self.ask(
+            ino,
             reply,
             || self.overlay.getattr_known(id, Trust::Any),
             move || overlay.getattr(id),
@@ -492,11 +315,12 @@ impl Filesystem for Face {
             mtime: mtime.map(set_time),
         };
         let handle = fh.map(|fh| fh.0);
+        let telling = self.telling_of_size(req, ino, size);
         self.work(
             ino,
             reply,
             move |overlay| overlay.setattr(who, node(ino), handle, &set),
-            send_attr,
+            move |reply, result| told(telling, &result, move || send_attr(reply, result)),
         );
     }
 
@@ -506,8 +330,8 @@ impl Filesystem for Face {
             return reply.data(text.as_bytes());
         }
         let overlay = self.overlay.clone();
-        self.patience.ask(
-            ino.0,
+        self.ask(
+            ino,
             reply,
             || self.overlay.readlink_known(id, Trust::Any),
             move || overlay.readlink(id),
@@ -529,12 +353,13 @@ impl Filesystem for Face {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let telling = self.telling_of_name(req, Kind::Create, (parent, name));
         let (who, name) = (caller(req), name.to_owned());
         self.work(
             parent,
             reply,
             move |overlay| overlay.mknod(who, node(parent), &name, (mode, umask), rdev),
-            send_entry,
+            move |reply, result| told(telling, &result, move || send_entry(reply, result)),
         );
     }
 
@@ -547,32 +372,35 @@ impl Filesystem for Face {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let telling = self.telling_of_name(req, Kind::Create, (parent, name));
         let (who, name) = (caller(req), name.to_owned());
         self.work(
             parent,
             reply,
             move |overlay| overlay.mkdir(who, node(parent), &name, (mode, umask)),
-            send_entry,
+            move |reply, result| told(telling, &result, move || send_entry(reply, result)),
         );
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let telling = self.telling_of_name(req, Kind::Remove, (parent, name));
         let name = name.to_owned();
         self.work(
             parent,
             reply,
             move |overlay| overlay.unlink(node(parent), &name),
-            send_empty,
+            move |reply, result| told(telling, &result, move || send_empty(reply, result)),
         );
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let telling = self.telling_of_name(req, Kind::Remove, (parent, name));
         let name = name.to_owned();
         self.work(
             parent,
             reply,
             move |overlay| overlay.rmdir(node(parent), &name),
-            send_empty,
+            move |reply, result| told(telling, &result, move || send_empty(reply, result)),
         );
     }
 
@@ -584,18 +412,19 @@ impl Filesystem for Face {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let telling = self.telling_of_name(req, Kind::Create, (parent, link_name));
         let (who, name, target) = (caller(req), link_name.to_owned(), target.to_owned());
         self.work(
             parent,
             reply,
             move |overlay| overlay.symlink(who, node(parent), &name, &target),
-            send_entry,
+            move |reply, result| told(telling, &result, move || send_entry(reply, result)),
         );
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -603,65 +432,58 @@ impl Filesystem for Face {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let telling = self.telling_of_rename(req, (parent, name), (newparent, newname));
         let (name, newname) = (name.to_owned(), newname.to_owned());
         let rename = move |overlay: &Arc<Overlay>| {
             let from = (node(parent), name.as_os_str());
             let to = (node(newparent), newname.as_os_str());
             overlay.rename(from, to, flags.bits())
         };
-        self.work(parent, reply, rename, send_empty);
+        self.work(parent, reply, rename, move |reply, result| {
+            told(telling, &result, move || send_empty(reply, result));
+        });
     }
 
     fn link(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        let telling = self.telling_of_name(req, Kind::Create, (newparent, newname));
         let name = newname.to_owned();
         self.work(
             newparent,
             reply,
             move |overlay| overlay.link(node(ino), node(newparent), &name),
-            send_entry,
+            move |reply, result| told(telling, &result, move || send_entry(reply, result)),
         );
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (id, flags, who) = (node(ino), flags.0, caller(req));
+        let (telling, bits) = (
+            self.telling_of(req, Kind::Open, ino),
+            self.open_flags(flags),
+        );
+        let send = move |reply: ReplyOpen, result: Result<Opened>| {
+            told(telling, &result, move || match result {
+                Ok(opened) => reply.opened(FileHandle(opened.handle), bits(&opened)),
+                Err(error) => reply.error(code(error)),
+            });
+        };
         if let Some(opened) = self.overlay.open_known(id, flags, Trust::Ttl) {
-            return reply.opened(FileHandle(opened.handle), self.open_flags(opened, flags));
+            return send(reply, Ok(opened));
         }
         let (asking, undoing) = (self.overlay.clone(), self.overlay.clone());
-        // `open_flags` depends on nothing that changes after the mount.
-        let yes = self.open_flags(
-            Opened {
-                handle: 0,
-                keep: Keep::Yes,
-            },
-            flags,
-        );
-        let no = self.open_flags(
-            Opened {
-                handle: 0,
-                keep: Keep::No,
-            },
-            flags,
-        );
-        self.patience.ask(
-            ino.0,
+        self.ask(
+            ino,
             reply,
             || self.overlay.open_known(id, flags, Trust::Any),
             move || asking.open(who, id, flags),
-            move |reply: ReplyOpen, result: Result<Opened>| match result {
-                Ok(opened) => {
-                    let bits = if opened.keep == Keep::Yes { yes } else { no };
-                    reply.opened(FileHandle(opened.handle), bits);
-                }
-                Err(error) => reply.error(code(error)),
-            },
+            send,
             move |opened: Opened| drop(undoing.release(opened.handle)),
         );
     }
@@ -676,34 +498,30 @@ impl Filesystem for Face {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (who, name) = (caller(req), name.to_owned());
-        let yes = self.open_flags(
-            Opened {
-                handle: 0,
-                keep: Keep::Yes,
-            },
-            flags,
-        );
+        let telling = self.telling_of_name(req, Kind::Create, (parent, name));
+        let (who, name, bits) = (caller(req), name.to_owned(), self.open_flags(flags));
         self.work(
             parent,
             reply,
             move |overlay| overlay.create(who, node(parent), &name, (mode, umask), flags),
-            move |reply, result| match result {
-                Ok((entry, opened)) => reply.created(
-                    &entry.ttl,
-                    &file_attr(&entry.stat),
-                    Generation(entry.generation),
-                    FileHandle(opened.handle),
-                    yes & !FopenFlags::FOPEN_KEEP_CACHE,
-                ),
-                Err(error) => reply.error(code(error)),
+            move |reply, result| {
+                told(telling, &result, move || match result {
+                    Ok((entry, opened)) => reply.created(
+                        &entry.ttl,
+                        &file_attr(&entry.stat),
+                        Generation(entry.generation),
+                        FileHandle(opened.handle),
+                        bits(&opened) & !FopenFlags::FOPEN_KEEP_CACHE,
+                    ),
+                    Err(error) => reply.error(code(error)),
+                });
             },
         );
     }
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -713,23 +531,42 @@ impl Filesystem for Face {
         reply: ReplyData,
     ) {
         let span = Span::new(offset, u64::from(size));
+        let telling = self.telling_of_bytes(req, Kind::Read, ino, fh);
         if let Some(bytes) = self.overlay.read_known(fh.0, span, Trust::Ttl) {
-            return reply.data(&bytes);
+            return match telling {
+                None => reply.data(&bytes),
+                Some(telling) => {
+                    telling.moved(offset, bytes.clone(), Some(Served::Memory), move || {
+                        reply.data(&bytes);
+                    });
+                }
+            };
         }
         let overlay = self.overlay.clone();
-        self.patience.ask(
-            ino.0,
+        self.ask(
+            ino,
             reply,
-            || self.overlay.read_known(fh.0, span, Trust::Any),
-            move || overlay.read(fh.0, span),
-            send_data,
+            || {
+                let bytes = self.overlay.read_known(fh.0, span, Trust::Any)?;
+                Some((bytes, Served::Memory))
+            },
+            move || overlay.read_served(fh.0, span),
+            move |reply: ReplyData, result: Result<(Bytes, Served)>| match (telling, result) {
+                (Some(telling), Ok((bytes, served))) => {
+                    telling.moved(offset, bytes.clone(), Some(served), move || {
+                        reply.data(&bytes);
+                    });
+                }
+                (None, Ok((bytes, _))) => reply.data(&bytes),
+                (_, Err(error)) => reply.error(code(error)),
+            },
             drop,
         );
     }
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -747,11 +584,20 @@ impl Filesystem for Face {
             append: flags.0 & libc::O_APPEND != 0 && !from_page_cache,
             clear_setid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
+        let telling = self
+            .telling_of_bytes(req, Kind::Write, ino, fh)
+            .map(|telling| (telling, data.clone()));
         self.work(
             ino,
             reply,
             move |overlay| overlay.write(fh.0, offset, data, how),
-            send_count,
+            move |reply, result| match (telling, &result) {
+                (Some((telling, data)), Ok(count)) => {
+                    let data = data.slice(..data.len().min(*count));
+                    telling.moved(offset, data, None, move || send_count(reply, result));
+                }
+                _ => send_count(reply, result),
+            },
         );
     }
 
@@ -809,8 +655,8 @@ impl Filesystem for Face {
             return reply.opened(FileHandle(handle), FopenFlags::empty());
         }
         let (asking, undoing) = (self.overlay.clone(), self.overlay.clone());
-        self.patience.ask(
-            ino.0,
+        self.ask(
+            ino,
             reply,
             || self.overlay.opendir_known(id, Trust::Any),
             move || asking.opendir(id),
@@ -839,8 +685,8 @@ impl Filesystem for Face {
             self.overlay.clone(),
             self.overlay.clone(),
         );
-        self.patience.ask(
-            ino.0,
+        self.ask(
+            ino,
             reply,
             || known(Trust::Any),
             move || asking.readdir(fh.0, offset, false),
@@ -866,8 +712,8 @@ impl Filesystem for Face {
             self.overlay.clone(),
             self.overlay.clone(),
         );
-        self.patience.ask(
-            ino.0,
+        self.ask(
+            ino,
             reply,
             || known(Trust::Any),
             move || asking.readdir(fh.0, offset, true),
@@ -906,8 +752,8 @@ impl Filesystem for Face {
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let overlay = self.overlay.clone();
-        self.patience.ask(
-            ino.0,
+        self.ask(
+            ino,
             reply,
             || self.overlay.statfs_known(),
             move || overlay.statfs(),
@@ -940,8 +786,8 @@ impl Filesystem for Face {
         }
         let (overlay, asked) = (self.overlay.clone(), name.to_owned());
         // A known absence is an answer as good as a value: it travels inside.
-        self.patience.ask(
-            ino.0,
+        self.ask(
+            ino,
             reply,
             || self.overlay.getxattr_known(id, name, size, Trust::Any),
             move || settle(overlay.getxattr(id, &asked, size)),
@@ -956,8 +802,8 @@ impl Filesystem for Face {
             return send_xattr(reply, known);
         }
         let overlay = self.overlay.clone();
-        self.patience.ask(
-            ino.0,
+        self.ask(
+            ino,
             reply,
             || self.overlay.listxattr_known(id, size, Trust::Any),
             move || settle(overlay.listxattr(id, size)),
@@ -1031,11 +877,19 @@ impl Filesystem for Face {
         reply: ReplyEmpty,
     ) {
         let who = caller(req);
+        // Reserving space changes no byte.
+        let changes = mode & !sys::ALLOCATE_ONLY != 0;
+        let telling = changes
+            .then(|| self.telling_of_bytes(req, Kind::Write, ino, fh))
+            .flatten();
         self.work_long(
             ino,
             reply,
             move |overlay| overlay.allocate(who, fh.0, mode, offset, length),
-            send_empty,
+            move |reply, result| {
+                let span = result.is_ok().then(|| Span::new(offset, length));
+                told_span(telling, span, move || send_empty(reply, result));
+            },
         );
     }
 
@@ -1072,7 +926,12 @@ impl Filesystem for Face {
         let copy = move |overlay: &Arc<Overlay>| {
             overlay.copy(who, (fh_in.0, offset_in), (fh_out.0, offset_out), len)
         };
-        self.work_long(ino_out, reply, copy, send_count);
+        let telling = self.telling_of_bytes(req, Kind::Write, ino_out, fh_out);
+        self.work_long(ino_out, reply, copy, move |reply, result| {
+            let span = result.as_ref().ok();
+            let span = span.map(|count| Span::new(offset_out, *count as u64));
+            told_span(telling, span, move || send_count(reply, result));
+        });
     }
 }
 
@@ -1093,67 +952,4 @@ fn mode_allows(stat: &Stat, mask: i32) -> bool {
         return bits & 1 == 0 || stat.is_dir() || stat.mode & 0o111 != 0;
     }
     user.as_raw() == stat.uid && (stat.mode >> 6) & bits == bits
-}
-
-/// Sends invalidations to the kernel from a thread of its own: the kernel waits for pages that are being read,
-/// and those reads may wait for us. The queue is a set, so it is never longer than the number of nodes, and
-/// adding to it never blocks.
-#[derive(Default)]
-pub struct Invalidator {
-    queue: Mutex<(BTreeSet<NodeId>, bool)>,
-    work: Condvar,
-}
-
-impl Invalidator {
-    /// Send what is queued until [`Invalidator::stop`].
-    pub fn run(&self, notifier: &fuser::Notifier) {
-        let mut queue = self.queue.lock();
-        while !queue.1 {
-            let Some(id) = queue.0.pop_first() else {
-                self.work.wait(&mut queue);
-                continue;
-            };
-            parking_lot::MutexGuard::unlocked(&mut queue, || {
-                if let Err(error) = notifier.inval_inode(INodeNo(id.0), 0, 0) {
-                    tracing::debug!("invalidating inode {}: {error}", id.0);
-                }
-            });
-        }
-    }
-
-    /// End [`Invalidator::run`].
-    pub fn stop(&self) {
-        self.queue.lock().1 = true;
-        self.work.notify_all();
-    }
-}
-
-impl Invalidate for Invalidator {
-    fn content(&self, id: NodeId) {
-        self.queue.lock().0.insert(id);
-        self.work.notify_one();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// fuser hands over times before 1970 with the nanoseconds on the wrong side.
-    #[test]
-    fn times_before_1970_survive_both_ways() {
-        let half_past = Time {
-            secs: -2,
-            nanos: 500_000_000,
-        };
-        assert_eq!(
-            system_time(half_past),
-            UNIX_EPOCH - Duration::from_millis(1500)
-        );
-        let as_fuser_says = UNIX_EPOCH - Duration::new(2, 500_000_000);
-        assert_eq!(
-            set_time(TimeOrNow::SpecificTime(as_fuser_says)),
-            SetTime::At(half_past)
-        );
-    }
 }

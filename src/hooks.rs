@@ -28,6 +28,7 @@ mod log;
 pub mod plugin;
 pub mod queue;
 pub mod rules;
+pub mod trial;
 #[cfg(feature = "wasm")]
 mod wasm;
 
@@ -40,7 +41,6 @@ pub use rules::{Config, Rule, Wrong};
 use crate::workers::Pool;
 use plugin::Worker;
 use smallvec::SmallVec;
-use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -86,42 +86,54 @@ impl Watch {
 pub struct Report {
     /// The plugin's name.
     pub plugin: String,
+    /// How often it did something wrong, and was not disabled for it.
+    pub complaints: u64,
+    /// Why it was disabled, if it was.
+    pub disabled: Option<String>,
     /// Its events.
     pub counts: Counts,
 }
 
-impl Hooks {
-    /// Start all plugins of a configuration. `env`: for the programs among them. `act` does what they ask for.
-    pub fn start(
-        config: &Config,
-        env: &[(String, OsString)],
-        act: &Arc<dyn Act>,
-    ) -> Result<Hooks, Wrong> {
-        let mut plugins = Vec::new();
-        for spec in &config.plugins {
-            plugins.push((spec.name.clone(), spec.start(env)?, spec.queue));
-        }
-        Hooks::with(config.rules.clone(), plugins, act)
+/// Rules, and the plugins that they lead to, before they run.
+#[derive(Default)]
+pub struct Setup {
+    /// The rules; each has the number of its plugin.
+    pub rules: Vec<Rule>,
+    /// The plugins: name, and how many events and bytes of data may wait.
+    pub plugins: Vec<(String, Box<dyn Plugin>, (usize, usize))>,
+}
+
+impl Setup {
+    /// No rule at all?
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
     }
 
-    /// Rules and plugins of a program's own: each with its name, and the events and bytes that may wait for it.
-    pub fn with(
-        rules: Vec<Rule>,
-        plugins: Vec<(String, Box<dyn Plugin>, (usize, usize))>,
-        act: &Arc<dyn Act>,
-    ) -> Result<Hooks, Wrong> {
+    /// Add a plugin and the rule that leads to it.
+    pub fn plugin(&mut self, name: &str, mut rule: Rule, plugin: impl Plugin) {
+        rule.plugin = self.plugins.len();
+        self.rules.push(rule);
+        let queue = (rules::QUEUE_EVENTS, rules::QUEUE_BYTES as usize);
+        self.plugins
+            .push((name.to_owned(), Box::new(plugin), queue));
+    }
+}
+
+impl Hooks {
+    /// Start. `act` does what the plugins ask for.
+    pub fn start(setup: Setup, act: &Arc<dyn Act>) -> Result<Hooks, Wrong> {
+        let Setup { rules, plugins } = setup;
         if rules.len() > usize::from(u16::MAX) {
-            return Err(Wrong("too many rules".into()));
+            return Err(Wrong("too many hook rules".into()));
         }
         if let Some(rule) = rules.iter().find(|rule| rule.plugin >= plugins.len()) {
             return Err(Wrong(format!("there is no plugin number {}", rule.plugin)));
         }
-        let start = |(name, plugin, queue): (String, Box<dyn Plugin>, (usize, usize))| {
-            let host = Host::new(&name, act.clone());
-            Worker::start(plugin, host, queue)
-                .map_err(|error| Wrong(format!("cannot start a thread: {error}")))
-        };
-        let workers = plugins.into_iter().map(start).collect::<Result<_, _>>()?;
+        let mut workers = Vec::new();
+        for (name, plugin, queue) in plugins {
+            let worker = Worker::start(plugin, Host::new(&name, act.clone()), queue);
+            workers.push(worker.map_err(|error| Wrong(format!("cannot start a thread: {error}")))?);
+        }
         let kinds = rules.iter().flat_map(|rule| &rule.events);
         let wanted = kinds.fold(0, |bits, kind| bits | bit(*kind));
         Ok(Hooks {
@@ -211,6 +223,13 @@ impl Hooks {
         (!blocked.0.is_empty()).then_some(blocked)
     }
 
+    /// Send an event by one rule, whatever it is about.
+    fn send_by(&self, rule: &Rule, event: Event) -> Option<Blocked> {
+        let same = |other: &Rule| other.plugin == rule.plugin && other.events == rule.events;
+        let number = self.rules.iter().position(same)?;
+        self.offer(&[number as u16], event)
+    }
+
     /// Files are to be opened again (SIGHUP).
     pub fn reopen(&self) {
         self.workers.iter().for_each(Worker::reopen);
@@ -220,6 +239,8 @@ impl Hooks {
     pub fn reports(&self) -> Vec<Report> {
         let report = |worker: &Worker| Report {
             plugin: worker.name.clone(),
+            complaints: worker.host.complaints(),
+            disabled: worker.host.disabled(),
             counts: worker.queue.counts(),
         };
         self.workers.iter().map(report).collect()

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use std::process::ExitCode;
-use warmfs::cli::{Cli, Command};
+use warmfs::cli::{Cli, Command, HookCommand};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -10,6 +10,7 @@ fn main() -> ExitCode {
         Command::Umount(args) => {
             warmfs::mount::umount(&args.mountpoint, args.lazy).map(|()| ExitCode::SUCCESS)
         }
+        Command::Hook(HookCommand::Test(args)) => warmfs::daemon::hook_test(&args),
     };
     match result {
         Ok(code) => code,

@@ -4,7 +4,7 @@
 //! * A mistake is one line that says what is wrong and what to do, before anything is mounted.
 //! * [`mount`] returns a [`Mounted`]; when that is dropped, or the process is told to end, nothing stays
 //!   mounted. Teardown order: unmount (the kernel sends what it still holds), end of the FUSE threads, the
-//!   notifier, the I/O workers; so whatever was accepted is in the source.
+//!   notifier, the I/O workers, the plugins; so whatever was accepted is in the source, and was told.
 //! * Programs that still use the mount do not stop it from ending: it is then taken out of the tree at once,
 //!   and they lose it after [`config::LINGER`].
 
@@ -13,7 +13,8 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, MountConfig, MountFlag};
 use crate::fuse::{Face, Invalidator};
-use crate::overlay::Overlay;
+use crate::hooks::{self, Act, Hooks, Setup};
+use crate::overlay::{Actor, Overlay};
 use crate::patience::Patience;
 use crate::stats::Stats;
 use crate::workers::{Pool, Timer};
@@ -275,6 +276,29 @@ pub fn mount(
     config: &MountConfig,
     intercept: Option<Arc<dyn Intercept>>,
 ) -> Result<Mounted, Refused> {
+    mount_with_hooks(config, intercept, Setup::default())
+}
+
+/// As [`mount`], and tell the plugins of `setup` what happens.
+///
+/// ```no_run
+/// use warmfs::hooks::{Delivery, Host, Kind, Rule, Setup};
+/// # fn config() -> warmfs::config::MountConfig { unimplemented!() }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut setup = Setup::default();
+/// setup.plugin("watch", Rule::all(&[Kind::Write], 0), |delivery: &Delivery, _: &Host| {
+///     println!("{} was written", delivery.event.path.display());
+/// });
+/// let mounted = warmfs::mount::mount_with_hooks(&config(), None, setup)?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn mount_with_hooks(
+    config: &MountConfig,
+    intercept: Option<Arc<dyn Intercept>>,
+    setup: Setup,
+) -> Result<Mounted, Refused> {
     let descriptors = raise_descriptor_limit();
     let stats = Arc::new(Stats::default());
     let no_source = |error: crate::error::Error| {
@@ -294,6 +318,11 @@ pub fn mount(
     let overlay = Arc::new(overlay);
     let no_threads = |error: io::Error| Refused(format!("cannot start threads: {error}"));
     let pool = Pool::new(config.io_threads);
+    if !setup.is_empty() {
+        let actor: Arc<dyn Act> = Arc::new(Actor::new(&overlay, pool.clone()));
+        let hooks = Hooks::start(setup, &actor).map_err(|error| Refused(error.to_string()))?;
+        overlay.set_hooks(Arc::new(hooks));
+    }
     let timer = Timer::start().map_err(no_threads)?;
     let strict = config.ttl.is_zero();
     let patience = Arc::new(Patience::new(
@@ -472,6 +501,9 @@ impl Mounted {
         self.invalidator.stop();
         if !self.patience.pool().stop(config::DRAIN) {
             tracing::warn!("requests still hang at the source; they were answered to nobody");
+        }
+        if let Some(hooks) = self.overlay.hooks() {
+            hooks.stop(hooks::STOP);
         }
         let stats = self.overlay.cache().stats();
         tracing::info!(

@@ -16,23 +16,28 @@
 //! Locks: `inodes` is held for lookups and moves only. `renames` is taken shared around each rename, and
 //! exclusively by a resolution that failed, so that it sees the table before or after a rename, not between.
 
+mod actions;
 pub mod attrs;
 mod content;
 mod dirs;
 pub mod handles;
 mod inodes;
 mod names;
+mod watch;
 
 pub use crate::sys::Caller;
+pub use actions::Actor;
 pub use attrs::Listing;
 pub use content::{How, Keep, Opened, SetAttr};
 pub use dirs::DirEntry;
 pub use inodes::{Garbage, NodeId};
+pub use watch::Watching;
 
 use crate::backing::Source;
 use crate::cache::{Cache, Compared, FileId, Trust, Version};
 use crate::clock::Moment;
 use crate::error::{Error, Result};
+use crate::hooks::Hooks;
 use crate::sys::Stat;
 use attrs::Attr;
 use handles::{Handles, OpenDir, OpenFile};
@@ -43,6 +48,7 @@ use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 /// How much the overlay remembers.
@@ -73,6 +79,8 @@ pub struct Entry {
 pub trait Invalidate: Send + Sync + 'static {
     /// The content (and attributes) of `node`.
     fn content(&self, node: NodeId);
+    /// What `name` in `parent` stands for.
+    fn entry(&self, parent: NodeId, name: OsString);
 }
 
 /// The file system.
@@ -91,6 +99,10 @@ pub struct Overlay {
     keeps_graves: bool,
     /// The mount's own device, when it is known.
     own_device: std::sync::OnceLock<u64>,
+    /// Who is told of what happens.
+    hooks: std::sync::OnceLock<Arc<Hooks>>,
+    /// How many names have changed: what an open file is called has to be found out again.
+    names: AtomicU64,
 }
 
 /// How long a directory counts as flapping after a file in it was replaced between lookup and opening.
@@ -118,6 +130,8 @@ impl Overlay {
             invalidate: std::sync::OnceLock::new(),
             keeps_graves,
             own_device: std::sync::OnceLock::new(),
+            hooks: std::sync::OnceLock::new(),
+            names: AtomicU64::new(0),
         })
     }
 

@@ -52,6 +52,13 @@ impl Time {
     }
 }
 
+/// The mode of fallocate(2) that reserves space and leaves the bytes, and maybe the size, as they are.
+#[cfg(target_os = "linux")]
+pub const ALLOCATE_ONLY: i32 = libc::FALLOC_FL_KEEP_SIZE;
+/// macOS has no other.
+#[cfg(not(target_os = "linux"))]
+pub const ALLOCATE_ONLY: i32 = 0;
+
 /// Who asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caller {

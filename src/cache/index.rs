@@ -3,9 +3,10 @@
 //!
 //! Invariants, checked by `assert_invariants`:
 //! 1. Slots of a record do not overlap, none is empty, none reaches behind the size of its version.
-//! 2. `lru` has exactly one entry for each slot.
-//! 3. `used` is the sum of all slots' bytes and overhead, and at most `limit`.
-//! 4. A record without slots, opens and writers does not exist.
+//! 2. `lru` has exactly one entry for each slot that is not pinned.
+//! 3. `used` is the sum of all slots' bytes and overhead, and at most `limit`; `pinned` that of the pinned ones, and at
+//!    most half of it, so that evicting the others is always enough.
+//! 4. A record without slots, opens and writers does not exist, unless its file is pinned.
 
 use super::flight::Flight;
 use super::{Compared, FileId, Key, Seen, Version};
@@ -28,6 +29,8 @@ struct Slot {
     bytes: Bytes,
     /// Filled within a tick of the file's last change: not believed beyond the next comparison.
     racy: bool,
+    /// Not to be evicted: has no entry in `lru`.
+    pinned: bool,
 }
 
 #[derive(Debug)]
@@ -43,17 +46,20 @@ struct Record {
     flights: SmallVec<[(u64, Arc<Flight>); 2]>,
     /// Some slot may be racy.
     racy: bool,
+    /// New slots are pinned, as long as there is room for that.
+    pinned: bool,
 }
 
-/// Buffers taken out of the index, to be freed by the caller outside the lock.
+/// Buffers taken out of the index, to be freed by the caller outside the lock, and what is to be told of that.
 #[derive(Debug, Default)]
-pub(super) struct Dropped(Vec<Bytes>, u64);
-
-impl Dropped {
+pub(super) struct Dropped {
+    bytes: Vec<Bytes>,
     /// How many of them went to stay under the limit.
-    pub(super) fn count(&self) -> u64 {
-        self.1
-    }
+    pub(super) evicted: u64,
+    /// Their names, when somebody wants to know.
+    pub(super) keys: Vec<Key>,
+    /// The file that turned out to have been changed by somebody else.
+    pub(super) stale: Option<Arc<Path>>,
 }
 
 /// The cached bytes of a span, in one or more pieces.
@@ -134,7 +140,12 @@ pub(super) struct Index {
     records: HashMap<FileId, Record>,
     lru: LruCache<(FileId, u64), ()>,
     used: u64,
+    pinned: u64,
     limit: u64,
+    /// Files that are pinned.
+    pins: usize,
+    /// Somebody wants to know the names of what is evicted.
+    pub(super) watched: bool,
 }
 
 fn cost(bytes: &Bytes) -> u64 {
@@ -189,12 +200,19 @@ impl Index {
             records: HashMap::new(),
             lru: LruCache::unbounded(),
             used: 0,
+            pinned: 0,
             limit,
+            pins: 0,
+            watched: false,
         }
     }
 
     pub(super) fn acquire(&mut self, id: FileId, path: impl FnOnce() -> PathBuf) {
-        let record = self.records.entry(id).or_insert_with(|| Record {
+        self.record(id, path).opens += 1;
+    }
+
+    fn record(&mut self, id: FileId, path: impl FnOnce() -> PathBuf) -> &mut Record {
+        self.records.entry(id).or_insert_with(|| Record {
             path: path().into(),
             version: None,
             checked: None,
@@ -204,8 +222,8 @@ impl Index {
             slots: BTreeMap::new(),
             flights: SmallVec::new(),
             racy: false,
-        });
-        record.opens += 1;
+            pinned: false,
+        })
     }
 
     pub(super) fn release(&mut self, id: FileId) {
@@ -220,7 +238,7 @@ impl Index {
         let idle = self
             .records
             .get(&id)
-            .is_some_and(|r| r.opens == 0 && r.writers == 0 && r.slots.is_empty());
+            .is_some_and(|r| r.opens == 0 && r.writers == 0 && r.slots.is_empty() && !r.pinned);
         if idle {
             self.records.remove(&id);
         }
@@ -377,11 +395,21 @@ impl Index {
                 Span::between(at, span.end()).clip(next_slot.map_or(u64::MAX, |(&start, _)| start));
             let bytes = keep(data.slice(gap.within(span.pos)), data.len());
             if cost(&bytes) > self.limit {
-                dropped.0.push(bytes);
+                dropped.bytes.push(bytes);
             } else {
+                let pinned = record.pinned && self.pinned + cost(&bytes) <= self.limit / 2;
                 self.used += cost(&bytes);
-                self.lru.put((id, gap.pos), ());
-                record.slots.insert(gap.pos, Slot { bytes, racy });
+                if pinned {
+                    self.pinned += cost(&bytes);
+                } else {
+                    self.lru.put((id, gap.pos), ());
+                }
+                let slot = Slot {
+                    bytes,
+                    racy,
+                    pinned,
+                };
+                record.slots.insert(gap.pos, slot);
             }
             at = gap.end();
         }
@@ -396,10 +424,27 @@ impl Index {
                 && let Some(slot) = record.slots.remove(&pos)
             {
                 self.used -= cost(&slot.bytes);
-                dropped.0.push(slot.bytes);
-                dropped.1 += 1;
+                if self.watched {
+                    dropped.keys.push(Key {
+                        path: record.path.clone(),
+                        pos,
+                        size: slot.bytes.len() as u64,
+                    });
+                }
+                dropped.bytes.push(slot.bytes);
+                dropped.evicted += 1;
             }
             self.retire(id);
+        }
+    }
+
+    /// The slot is out of its record.
+    fn uncount(&mut self, id: FileId, pos: u64, slot: &Slot) {
+        self.used -= cost(&slot.bytes);
+        if slot.pinned {
+            self.pinned -= cost(&slot.bytes);
+        } else {
+            self.lru.pop(&(id, pos));
         }
     }
 
@@ -407,9 +452,8 @@ impl Index {
         if let Some(record) = self.records.get_mut(&id)
             && let Some(slot) = record.slots.remove(&pos)
         {
-            self.used -= cost(&slot.bytes);
-            self.lru.pop(&(id, pos));
-            dropped.0.push(slot.bytes);
+            self.uncount(id, pos, &slot);
+            dropped.bytes.push(slot.bytes);
         }
     }
 
@@ -435,8 +479,7 @@ impl Index {
             else {
                 continue;
             };
-            self.used -= cost(&slot.bytes);
-            self.lru.pop(&(id, start));
+            self.uncount(id, start, &slot);
             let whole = slot_span(start, &slot);
             let before = Span::between(whole.pos, span.pos.min(whole.end()));
             let after = Span::between(span.end().max(whole.pos), whole.end());
@@ -445,14 +488,25 @@ impl Index {
                     continue;
                 }
                 let bytes = keep(slot.bytes.slice(part.within(start)), slot.bytes.len());
+                let (racy, mut pinned) = (slot.racy, slot.pinned);
+                // A slot that is cut in two has one overhead more.
+                pinned &= self.pinned + cost(&bytes) <= self.limit / 2;
                 self.used += cost(&bytes);
-                self.lru.put((id, part.pos), ());
+                if pinned {
+                    self.pinned += cost(&bytes);
+                } else {
+                    self.lru.put((id, part.pos), ());
+                }
                 if let Some(record) = self.records.get_mut(&id) {
-                    let racy = slot.racy;
-                    record.slots.insert(part.pos, Slot { bytes, racy });
+                    let slot = Slot {
+                        bytes,
+                        racy,
+                        pinned,
+                    };
+                    record.slots.insert(part.pos, slot);
                 }
             }
-            dropped.0.push(slot.bytes);
+            dropped.bytes.push(slot.bytes);
         }
     }
 
@@ -565,6 +619,9 @@ impl Index {
             if new {
                 return (Compared::New, dropped);
             }
+            if !record.slots.is_empty() {
+                dropped.stale = Some(record.path.clone());
+            }
             self.remove_all(id, &mut dropped);
         }
         self.retire(id);
@@ -616,6 +673,54 @@ impl Index {
         dropped
     }
 
+    /// Keep the file's slots out of eviction, those that it has and those to come, as far as half of the limit goes.
+    /// False when `pins_max` files are pinned already.
+    pub(super) fn pin(
+        &mut self,
+        id: FileId,
+        path: impl FnOnce() -> PathBuf,
+        pins_max: usize,
+    ) -> bool {
+        if self.records.get(&id).is_some_and(|record| record.pinned) {
+            return true;
+        }
+        if self.pins >= pins_max {
+            return false;
+        }
+        self.pins += 1;
+        let room = self.limit / 2;
+        let mut pinned = self.pinned;
+        let mut taken = Vec::new();
+        let record = self.record(id, path);
+        record.pinned = true;
+        for (&pos, slot) in &mut record.slots {
+            if pinned + cost(&slot.bytes) <= room {
+                pinned += cost(&slot.bytes);
+                slot.pinned = true;
+                taken.push(pos);
+            }
+        }
+        self.pinned = pinned;
+        for pos in taken {
+            self.lru.pop(&(id, pos));
+        }
+        true
+    }
+
+    pub(super) fn unpin(&mut self, id: FileId) {
+        let Some(record) = self.records.get_mut(&id).filter(|record| record.pinned) else {
+            return;
+        };
+        record.pinned = false;
+        self.pins -= 1;
+        for (&pos, slot) in record.slots.iter_mut().filter(|(_, slot)| slot.pinned) {
+            slot.pinned = false;
+            self.pinned -= cost(&slot.bytes);
+            self.lru.put((id, pos), ());
+        }
+        self.retire(id);
+    }
+
     pub(super) fn keys(&self, id: FileId) -> Vec<Key> {
         let Some(record) = self.records.get(&id) else {
             return Vec::new();
@@ -631,31 +736,47 @@ impl Index {
             .collect()
     }
 
+    pub(super) fn bytes_max(&self) -> u64 {
+        self.limit
+    }
+
     pub(super) fn bytes_used(&self) -> u64 {
         self.used
     }
 
     pub(super) fn assert_invariants(&self) {
-        let (mut used, mut slots) = (0, 0);
+        let (mut used, mut slots, mut pinned, mut pins) = (0, 0, 0, 0);
         for (id, record) in &self.records {
             let mut end = 0;
             for (&pos, slot) in &record.slots {
                 assert!(pos >= end, "slots of {id:?} overlap at {pos}");
                 assert!(!slot.bytes.is_empty(), "empty slot of {id:?} at {pos}");
-                assert!(self.lru.contains(&(*id, pos)), "slot at {pos} not in lru");
+                let evictable = self.lru.contains(&(*id, pos));
+                assert_ne!(evictable, slot.pinned, "slot at {pos}: in lru or pinned");
                 end = pos + slot.bytes.len() as u64;
                 used += cost(&slot.bytes);
-                slots += 1;
+                if slot.pinned {
+                    pinned += cost(&slot.bytes);
+                } else {
+                    slots += 1;
+                }
             }
             if let Some(version) = record.version {
                 assert!(end <= version.size, "slots of {id:?} reach behind its end");
             }
+            pins += usize::from(record.pinned);
             assert!(
-                record.opens > 0 || record.writers > 0 || !record.slots.is_empty(),
+                record.opens > 0 || record.writers > 0 || record.pinned || !record.slots.is_empty(),
                 "empty record of {id:?}"
             );
         }
         assert_eq!(used, self.used, "bytes counted");
+        assert_eq!(
+            (pinned, pins),
+            (self.pinned, self.pins),
+            "bytes and files pinned"
+        );
+        assert!(self.pinned <= self.limit / 2, "more pinned than allowed");
         assert_eq!(slots, self.lru.len(), "entries in lru");
         assert!(self.used <= self.limit, "limit overshot");
     }

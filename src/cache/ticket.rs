@@ -64,7 +64,7 @@ impl Fill {
             &bytes,
             wall,
         );
-        self.cache.stats.evicted_slots.add(evicted.count());
+        self.cache.settle(evicted);
         self.flight.land(Ok(bytes));
     }
 
@@ -146,7 +146,7 @@ impl Write {
             after,
             now,
         );
-        self.cache.stats.evicted_slots.add(dropped.count());
+        self.cache.settle(dropped);
     }
 }
 

@@ -8,6 +8,7 @@ use super::action::Action;
 use super::event::Delivery;
 use super::queue::{Queue, Took};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use parking_lot::Mutex;
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -80,8 +81,9 @@ impl<F: FnMut(&Delivery, &Host) + Send + 'static> Plugin for F {
 
 /// Carries out actions. The mount does; a test may only write them down.
 pub trait Act: Send + Sync + 'static {
-    /// Do it, or begin to; may wait for the source. An error is one line, and nothing was done.
-    fn act(&self, action: &Action) -> Result<(), String>;
+    /// Do it, or see to it that it is done; `fail` is called with one line when it cannot be. Waits for no more than room
+    /// among the actions that are under way.
+    fn act(&self, action: &Action, fail: Box<dyn FnOnce(String) + Send>);
 }
 
 /// What surrounds a plugin: its name, and the way back to the mount. Cheap to clone.
@@ -96,6 +98,8 @@ struct Inner {
     /// The period that `reported` counts in.
     period: AtomicU64,
     reported: AtomicU64,
+    complaints: AtomicU64,
+    disabled: Mutex<Option<String>>,
 }
 
 impl Host {
@@ -108,6 +112,8 @@ impl Host {
             began: Instant::now(),
             period: AtomicU64::new(0),
             reported: AtomicU64::new(0),
+            complaints: AtomicU64::new(0),
+            disabled: Mutex::default(),
         }))
     }
 
@@ -123,9 +129,9 @@ impl Host {
 
     /// Do what the plugin asks for. What goes wrong is logged, and changes nothing.
     pub fn act(&self, action: &Action) {
-        if let Err(error) = self.0.act.act(action) {
-            self.report(format_args!("{action}: {error}"));
-        }
+        let (host, shown) = (self.clone(), action.to_string());
+        let fail = move |error| host.report(format_args!("{shown}: {error}"));
+        self.0.act.act(action, Box::new(fail));
     }
 
     /// A line that the plugin wrote: an action to be done, or the number of an acknowledgement.
@@ -141,8 +147,17 @@ impl Host {
         None
     }
 
+    pub(super) fn complaints(&self) -> u64 {
+        self.0.complaints.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn disabled(&self) -> Option<String> {
+        self.0.disabled.lock().clone()
+    }
+
     /// Log what a plugin did wrong; not more than some in each period, because a plugin may do nothing else.
     pub fn report(&self, what: fmt::Arguments<'_>) {
+        self.0.complaints.fetch_add(1, Ordering::Relaxed);
         let period = self.0.began.elapsed().as_secs() / REPORTS_PER.as_secs() + 1;
         if self.0.period.swap(period, Ordering::Relaxed) != period {
             let before = self.0.reported.swap(0, Ordering::Relaxed);
@@ -164,7 +179,7 @@ impl Host {
 pub(super) struct Worker {
     pub(super) name: String,
     pub(super) queue: Arc<Queue>,
-    host: Host,
+    pub(super) host: Host,
     stopper: Option<Arc<dyn Stopper>>,
     reopen: Arc<AtomicBool>,
     ended: Receiver<()>,
@@ -286,6 +301,7 @@ impl Running {
             self.host.name()
         );
         self.queue.close();
+        *self.host.0.disabled.lock() = Some(reason);
         self.plugin = None;
     }
 }

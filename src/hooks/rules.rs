@@ -18,6 +18,7 @@
 //! Where two rules send an event to one plugin, the first counts. Relative paths start at the directory of the file.
 //! A rule on the command line (`--hook`) is the inside of one `[[hook]]` table, written in one line.
 
+use super::Setup;
 use super::command;
 use super::event::{EVENTS, Kind};
 use super::log::{Log, Rotation};
@@ -26,6 +27,7 @@ use super::queue::Full;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,10 +40,10 @@ const BLOCK_SECONDS: f64 = 1.0;
 
 /// Events that wait for a plugin: at 300,000 in a second, some hundredths of a second, which a disk that is busy may
 /// take; 16 MiB when they are all there.
-const QUEUE_EVENTS: usize = 16_384;
+pub(super) const QUEUE_EVENTS: usize = 16_384;
 
 /// Bytes of data that wait with them.
-const QUEUE_BYTES: u64 = 64 << 20;
+pub(super) const QUEUE_BYTES: u64 = 64 << 20;
 
 /// A log file is rotated at this size, and so many old ones stay.
 const LOG_SIZE: u64 = 100 << 20;
@@ -348,6 +350,44 @@ impl Config {
         })
     }
 
+    /// Start the plugins. `env` is for the programs among them.
+    pub fn start(&self, env: &[(String, OsString)]) -> Result<Setup, Wrong> {
+        let mut setup = Setup {
+            rules: self.rules.clone(),
+            plugins: Vec::new(),
+        };
+        for spec in &self.plugins {
+            let plugin = spec.start(env)?;
+            setup.plugins.push((spec.name.clone(), plugin, spec.queue));
+        }
+        Ok(setup)
+    }
+
+    /// No log may be written through the mount at `mountpoint`: each line would be an event, and a line.
+    pub fn check_logs(&self, mountpoint: &Path) -> Result<(), Wrong> {
+        for plugin in &self.plugins {
+            let Some(file) = plugin.log_file() else {
+                continue;
+            };
+            let parent = file.parent().and_then(|parent| parent.canonicalize().ok());
+            if parent.is_some_and(|parent| parent.starts_with(mountpoint)) {
+                return wrong(format!(
+                    "plugin {}: {} is on the mount itself, where each line would be an event; log elsewhere",
+                    plugin.name,
+                    file.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Is there a log file, to be opened again on SIGHUP?
+    pub fn has_log_file(&self) -> bool {
+        self.plugins
+            .iter()
+            .any(|plugin| plugin.log_file().is_some())
+    }
+
     fn add(&mut self, text: FileText, base: &Path, place: &str) -> Result<(), Wrong> {
         let first = self.plugins.len();
         for (name, plugin) in text.plugin {
@@ -424,18 +464,23 @@ impl PluginSpec {
         })
     }
 
+    /// Is it a log?
+    pub fn is_log(&self) -> bool {
+        self.text.kind == PluginKind::Log
+    }
+
     /// The file that it writes to, if it is a log.
     pub fn log_file(&self) -> Option<PathBuf> {
         self.text.file.as_ref().map(|file| self.base.join(file))
     }
 
     /// Start it. `env` is for the programs that it runs.
-    pub fn start(&self, env: &[(String, std::ffi::OsString)]) -> Result<Box<dyn Plugin>, Wrong> {
+    pub fn start(&self, env: &[(String, OsString)]) -> Result<Box<dyn Plugin>, Wrong> {
         let named = |error: String| Wrong(format!("plugin {}: {error}", self.name));
         self.start_it(env).map_err(named)
     }
 
-    fn start_it(&self, env: &[(String, std::ffi::OsString)]) -> Result<Box<dyn Plugin>, String> {
+    fn start_it(&self, env: &[(String, OsString)]) -> Result<Box<dyn Plugin>, String> {
         let text = &self.text;
         match text.kind {
             PluginKind::Log => match (self.log_file(), text.target) {

@@ -27,10 +27,9 @@ impl Actions {
 }
 
 impl Act for Actions {
-    fn act(&self, action: &Action) -> Result<(), String> {
+    fn act(&self, action: &Action, _: Box<dyn FnOnce(String) + Send>) {
         self.0.lock().push(action.to_string());
         self.1.notify_all();
-        Ok(())
     }
 }
 
@@ -69,7 +68,10 @@ fn hooks(rules: Vec<Rule>) -> (Hooks, Vec<Seen>) {
         seen.push(list);
     }
     let act: Arc<dyn Act> = Arc::new(Actions::default());
-    (Hooks::with(rules, plugins, &act).expect("starts"), seen)
+    (
+        Hooks::start(Setup { rules, plugins }, &act).expect("starts"),
+        seen,
+    )
 }
 
 fn on(include: &str, kinds: &[Kind], plugin: usize) -> Rule {
@@ -149,7 +151,7 @@ fn a_plugin_that_panics_is_disabled_and_the_rest_goes_on() {
         ("panics".into(), Box::new(panics), (10, 10)),
         ("works".into(), Box::new(works), (10, 10)),
     ];
-    let hooks = Hooks::with(rules, plugins, &act).expect("starts");
+    let hooks = Hooks::start(Setup { rules, plugins }, &act).expect("starts");
     for _ in 0..5 {
         hooks.tell_now(Event::new(Kind::Open, Path::new("f")));
     }
@@ -173,7 +175,14 @@ fn with_block_nothing_is_lost_and_with_drop_all_is_counted() {
         rule.full = full;
         let plugins: Vec<(String, Box<dyn Plugin>, (usize, usize))> =
             vec![("counts".into(), Box::new(plugin), (16, 1 << 20))];
-        let hooks = Hooks::with(vec![rule], plugins, &act).expect("starts");
+        let hooks = Hooks::start(
+            Setup {
+                rules: vec![rule],
+                plugins,
+            },
+            &act,
+        )
+        .expect("starts");
         std::thread::scope(|scope| {
             for file in ["a", "b", "c", "d"] {
                 let hooks = &hooks;

@@ -9,6 +9,7 @@ use crate::cache::{Check, FileId, OpenRecord, Trust, Version};
 use crate::clock::Moment;
 use crate::error::{Error, Result};
 use crate::file::{CachedFile, Changed};
+use crate::hooks::Served;
 use crate::span::Span;
 use crate::sys::{Identity, SetTime, Stat, XattrAnswer};
 use bytes::Bytes;
@@ -35,6 +36,8 @@ pub struct Opened {
     pub handle: u64,
     /// About the kernel's page cache.
     pub keep: Keep,
+    /// Every read has to reach us: somebody wants to know of them.
+    pub direct: bool,
 }
 
 /// How a program writes.
@@ -115,10 +118,7 @@ impl Overlay {
             return None;
         }
         let file = CachedFile::new(record, backing);
-        Some(Opened {
-            keep: self.keep(id, version),
-            handle: self.insert(id, file),
-        })
+        Some(self.insert(id, file, self.keep(id, version)))
     }
 
     /// Open.
@@ -133,19 +133,38 @@ impl Overlay {
         let (file, stat) = self.compared_file(id, fd, asking, stat)?;
         if flags & libc::O_TRUNC != 0 {
             self.cut_opened(caller, id, &file, flags)?;
-            return Ok(Opened {
-                handle: self.insert(id, file),
-                keep: Keep::No,
-            });
+            return Ok(self.insert(id, file, Keep::No));
         }
-        Ok(Opened {
-            keep: self.keep(id, Version::of(&stat)),
-            handle: self.insert(id, file),
-        })
+        Ok(self.insert(id, file, self.keep(id, Version::of(&stat))))
     }
 
-    pub(super) fn insert(&self, id: NodeId, file: CachedFile) -> u64 {
-        self.files.insert(OpenFile { node: id, file })
+    fn insert(&self, id: NodeId, file: CachedFile, keep: Keep) -> Opened {
+        let watched = self.watch(id);
+        let direct = watched
+            .as_ref()
+            .is_some_and(|watched| watched.watch.reads());
+        let open = OpenFile {
+            node: id,
+            file,
+            watched,
+        };
+        Opened {
+            handle: self.files.insert(open),
+            keep,
+            direct,
+        }
+    }
+
+    /// A file to be read without any program having opened it.
+    pub(super) fn file_to_read(&self, id: NodeId) -> Result<CachedFile> {
+        let asking = self.asking(id)?;
+        let before = self.cache.version(asking.record.id());
+        let (fd, stat) = self.read_descriptor(id)?;
+        let (file, _) = self.compared_file(id, fd, asking, stat)?;
+        if before.is_some() && self.cache.version(file.id()) != before {
+            self.note_compared(id, crate::cache::Compared::Changed);
+        }
+        Ok(file)
     }
 
     fn record(&self, id: NodeId, file: FileId) -> OpenRecord {
@@ -294,13 +313,18 @@ impl Overlay {
 
     /// Read; shorter at end of file.
     pub fn read(&self, handle: u64, span: Span) -> Result<Bytes> {
+        self.read_served(handle, span).map(|(bytes, _)| bytes)
+    }
+
+    /// As [`Overlay::read`], and where the bytes came from.
+    pub fn read_served(&self, handle: u64, span: Span) -> Result<(Bytes, Served)> {
         let open = self.files.get(handle)?;
         let before = self.cache.version(open.file.id());
-        let bytes = open.file.read_at(span)?;
+        let read = open.file.read_served(span)?;
         if before.is_some() && self.cache.version(open.file.id()) != before {
             self.note_compared(open.node, crate::cache::Compared::Changed);
         }
-        Ok(bytes)
+        Ok(read)
     }
 
     /// Write all of `data`; returns how many bytes went in.
@@ -688,10 +712,7 @@ impl Overlay {
                     self.truncate(caller, entry.node, None, 0)?;
                 }
                 self.keep_own(entry.node, Version::of(&stat));
-                Ok(Opened {
-                    keep: Keep::No,
-                    handle: self.insert(entry.node, file),
-                })
+                Ok(self.insert(entry.node, file, Keep::No))
             });
         match opened {
             Ok(opened) => {

@@ -4,9 +4,11 @@ use super::NodeId;
 use super::attrs::Listing;
 use crate::error::{Error, Result};
 use crate::file::CachedFile;
+use crate::hooks::Watch;
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,6 +19,16 @@ pub struct OpenFile {
     pub node: NodeId,
     /// The data path.
     pub file: CachedFile,
+    /// When somebody wants to know what is read and written.
+    pub(super) watched: Option<Watched>,
+}
+
+/// An open file that a rule names.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) watch: Arc<Watch>,
+    /// Where it was seen last, and how many names had changed by then.
+    pub(super) path: Mutex<(u64, Arc<Path>)>,
 }
 
 impl std::fmt::Debug for CachedFile {

@@ -106,7 +106,7 @@ pub(super) struct Node {
     /// A directory: when it was last known to exist.
     pub(super) proven: Option<Moment>,
     /// The last name is gone, so the source may give the number to another file.
-    dead: bool,
+    pub(super) dead: bool,
 }
 
 impl Node {
@@ -420,6 +420,23 @@ impl Inodes {
     /// Does the kernel refer to the node?
     pub(super) fn is_referenced(&self, id: NodeId) -> bool {
         self.nodes.get(&id).is_some_and(|n| n.lookups > 0)
+    }
+
+    /// Believe nothing of `id` any more; returns which file it is.
+    pub(super) fn expire(&mut self, id: NodeId) -> Option<FileId> {
+        let node = self.nodes.get_mut(&id)?;
+        node.attr = None;
+        node.seen = None;
+        node.listing = None;
+        node.link = None;
+        node.xattrs = None;
+        node.proven = None;
+        let file = node.file;
+        let names: Vec<OsString> = node.children.keys().cloned().collect();
+        for name in names {
+            self.unlearn(id, &name);
+        }
+        Some(file)
     }
 
     /// The kernel gives back `count` references.

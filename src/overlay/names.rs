@@ -31,6 +31,7 @@ impl Overlay {
         let begun = self.inodes.lock().begin_change(parent);
         let result = f();
         self.inodes.lock().end_change(parent, begun, None);
+        self.names_changed();
         result
     }
 
@@ -186,10 +187,23 @@ impl Overlay {
             }
             Ok(())
         };
-        self.changing_dir(parent, || match victim {
+        let result = self.changing_dir(parent, || match victim {
             Some(victim) => self.unlinking(victim, removed),
             None => removed(),
-        })
+        });
+        self.unpin_if_dead(victim);
+        result
+    }
+
+    /// A file without a name is in nobody's way, and must not stay in memory for ever.
+    fn unpin_if_dead(&self, id: Option<NodeId>) {
+        let dead = id.and_then(|id| {
+            let inodes = self.inodes.lock();
+            inodes.get(id).filter(|node| node.dead).map(|node| node.file)
+        });
+        if let Some(file) = dead {
+            self.cache.unpin(file);
+        }
     }
 
     /// Run the removal of one name of `victim`. What remains under other names stays warm; what does not
@@ -266,6 +280,7 @@ impl Overlay {
                 self.changing_if_known(moved, || self.changing_if_known(other, rename))
             })
         });
+        self.unpin_if_dead(other);
         if result.is_ok() {
             for (id, _) in [(moved, to), (other, from)] {
                 self.rename_record(id);
