@@ -55,8 +55,8 @@ pub(super) struct Spec {
     pub(super) dir: PathBuf,
     pub(super) env: Vec<(String, OsString)>,
     pub(super) ack: bool,
-    /// Events that may be sent and not acknowledged.
-    pub(super) window: usize,
+    /// Events, and bytes of their lines, that may be sent and not acknowledged.
+    pub(super) window: (usize, usize),
     pub(super) parallel: usize,
     pub(super) timeout: Duration,
 }
@@ -124,6 +124,8 @@ pub(super) struct Always {
     stdin: Option<ChildStdin>,
     /// Sent, and not acknowledged: for the next process, should this one die.
     unacked: VecDeque<(u64, Vec<u8>)>,
+    /// Bytes of these lines.
+    unacked_bytes: usize,
     backoff: Duration,
     /// When the process was started, or may be started again.
     since: Instant,
@@ -139,6 +141,7 @@ impl Always {
             shared: Arc::default(),
             stdin,
             unacked: VecDeque::new(),
+            unacked_bytes: 0,
             backoff: BACKOFF_MIN,
             since: Instant::now(),
         };
@@ -245,7 +248,8 @@ impl Always {
     fn forget_acked(&mut self) {
         let acked = self.shared.life.lock().acked;
         while self.unacked.front().is_some_and(|(seq, _)| *seq <= acked) {
-            self.unacked.pop_front();
+            let acked = self.unacked.pop_front();
+            self.unacked_bytes -= acked.map_or(0, |(_, line)| line.len());
         }
     }
 
@@ -276,8 +280,9 @@ impl Always {
     fn wait_for_window(&mut self, host: &Host) {
         loop {
             self.forget_acked();
-            if self.unacked.len() < self.spec.window || self.shared.stopped.load(Ordering::Acquire)
-            {
+            let (events, bytes) = self.spec.window;
+            let has_room = self.unacked.len() < events && self.unacked_bytes < bytes;
+            if has_room || self.shared.stopped.load(Ordering::Acquire) {
                 return;
             }
             if self.ready(host).is_none() {
@@ -311,13 +316,9 @@ impl Plugin for Always {
             delivery.write_json(&mut lines);
             if self.spec.ack {
                 self.wait_for_window(host);
-                self.unacked
-                    .push_back((delivery.seq, lines.split_off(from)));
-                let line = self
-                    .unacked
-                    .back()
-                    .map(|(_, line)| line.clone())
-                    .unwrap_or_default();
+                let line = lines.split_off(from);
+                self.unacked_bytes += line.len();
+                self.unacked.push_back((delivery.seq, line.clone()));
                 self.send(&line, host);
             }
         }
@@ -676,7 +677,7 @@ mod tests {
             dir: "/".into(),
             env: Vec::new(),
             ack: false,
-            window: 100,
+            window: (100, 1 << 20),
             parallel: 2,
             timeout: Duration::from_secs(60),
         }

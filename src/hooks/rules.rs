@@ -510,7 +510,7 @@ impl PluginSpec {
                     dir: self.base.clone(),
                     env,
                     ack: text.ack.unwrap_or(false),
-                    window: self.queue.0,
+                    window: self.queue,
                     parallel: text.parallel.unwrap_or(command::PARALLEL),
                     timeout: text
                         .timeout_seconds

@@ -199,7 +199,10 @@ impl Overlay {
     fn unpin_if_dead(&self, id: Option<NodeId>) {
         let dead = id.and_then(|id| {
             let inodes = self.inodes.lock();
-            inodes.get(id).filter(|node| node.dead).map(|node| node.file)
+            inodes
+                .get(id)
+                .filter(|node| node.dead)
+                .map(|node| node.file)
         });
         if let Some(file) = dead {
             self.cache.unpin(file);

@@ -15,6 +15,7 @@ mod coherence;
 mod faults;
 mod fixture;
 mod hang;
+mod hooks;
 mod memory;
 mod refusals;
 mod signals;
