@@ -16,7 +16,7 @@
 //! | `data` | string | `on_read`, `on_write` | base64 of the bytes, as many as the rule lets travel |
 //! | `from` | string | `on_read` | `memory` or `source`: where the bytes came from |
 //! | `took_ns` | number | requests | nanoseconds from the request to its answer |
-//! | `pid`, `uid`, `gid` | number | requests | who asked; 0, 0, 0 when the kernel asked for itself |
+//! | `pid`, `uid`, `gid` | number | requests | who asked: its thread, user and group; `pid` is 0 when the kernel asked for itself |
 //! | `error`, `doing` | string | `on_error` | the name of the errno, and what warmfs was doing |
 //! | `lost` | number | `gap` | how many events were lost in a row, the last of them with this `seq` |
 

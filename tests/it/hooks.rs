@@ -256,7 +256,7 @@ fn names_sizes_and_their_changes_are_told() {
     assert_eq!(rules.short(wanted.len()), wanted);
     let events = rules.events();
     assert_eq!(events[1]["to"], "d/a");
-    assert_eq!(events[1]["pid"], std::process::id());
+    assert_eq!(events[1]["uid"], nix::unistd::geteuid().as_raw());
 }
 
 #[test]
@@ -300,6 +300,20 @@ fn what_the_cache_and_the_source_do_is_told_too() {
         (&of("on_error")["path"], &of("on_error")["error"]),
         (&"bad".into(), &"EIO".into())
     );
+}
+
+/// Read past the kernel's page cache, which would hide what the memory tier holds.
+#[track_caller]
+fn assert_direct(path: &Path, wanted: &[u8]) {
+    let program = r#"
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+buffer = mmap.mmap(-1, 1 << 20)
+size = os.preadv(fd, [buffer], 0)
+sys.stdout.buffer.write(buffer[:size])
+"#;
+    let said = python(program, [path]).output().expect("python3");
+    crate::fixture::assert_equal_bytes("read directly", &said.stdout, wanted);
 }
 
 /// A named pipe whose lines are what the plugin answers.
@@ -364,14 +378,7 @@ fn a_plugin_can_fetch_evict_and_pin() {
     plugin.say("prefetch a b/f");
     fetched("the rest is fetched", 300_000);
     let before = source.bytes_read();
-    // Past the page cache, which would hide what the memory tier holds.
-    let direct = || {
-        let program = "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT); os.sendfile(1, fd, 0, 1 << 20)";
-        let said = python(program, [slow.view("a b/f")])
-            .output()
-            .expect("python3");
-        assert!(said.stdout == content, "{said:?}");
-    };
+    let direct = || assert_direct(&slow.view("a b/f"), &content);
     direct();
     assert_eq!(source.bytes_read(), before, "all of it was there");
     // Pinned, it survives what would push it out.
@@ -657,11 +664,7 @@ fn pin_indexes_keeps_indexes() {
     eventually("it stays while others are read", SOON, || {
         assert_bytes(&slow.view("large"), &pattern(6 << 20, 2));
         let before = source.bytes_read();
-        let program = "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT); os.sendfile(1, fd, 0, 1 << 20)";
-        let said = python(program, [slow.view("a.idx")])
-            .output()
-            .expect("python3");
-        assert!(said.stdout == content, "{said:?}");
+        assert_direct(&slow.view("a.idx"), &content);
         if source.bytes_read() == before {
             Ok(())
         } else {
