@@ -48,7 +48,7 @@ pub enum HookCommand {
 /// Arguments of `warmfs hook test`.
 #[derive(Args, Debug)]
 pub struct HookTestArgs {
-    /// Configuration with [[hook]] rules and [plugin.NAME] tables
+    /// Configuration with hook rules and plugin tables (TOML)
     #[arg(required_unless_present = "hook")]
     pub config: Option<PathBuf>,
 

@@ -94,13 +94,16 @@ pub struct Report {
     pub counts: Counts,
 }
 
+/// A plugin before it runs: its name, itself, and how many events and bytes of data may wait for it.
+pub type Ready = (String, Box<dyn Plugin>, (usize, usize));
+
 /// Rules, and the plugins that they lead to, before they run.
 #[derive(Default)]
 pub struct Setup {
     /// The rules; each has the number of its plugin.
     pub rules: Vec<Rule>,
-    /// The plugins: name, and how many events and bytes of data may wait.
-    pub plugins: Vec<(String, Box<dyn Plugin>, (usize, usize))>,
+    /// The plugins.
+    pub plugins: Vec<Ready>,
 }
 
 impl Setup {

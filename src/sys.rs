@@ -52,6 +52,18 @@ impl Time {
     }
 }
 
+/// Has a child process ended? It stays to be waited for, and until then its number, and that of its process group, is its
+/// own. (`waitid` is in nix for Linux only.)
+pub fn has_ended(pid: u32) -> bool {
+    // SAFETY: a struct of integers, and of a union with a pointer that is not looked at; all zero is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` outlives the call, which writes to nothing else.
+    let result = unsafe { libc::waitid(libc::P_PID, pid, &raw mut info, options) };
+    // With WNOHANG, no change is told as success with a zero signal number. An error means that there is no such child.
+    result != 0 || info.si_signo != 0
+}
+
 /// The mode of fallocate(2) that reserves space and leaves the bytes, and maybe the size, as they are.
 #[cfg(target_os = "linux")]
 pub const ALLOCATE_ONLY: i32 = libc::FALLOC_FL_KEEP_SIZE;

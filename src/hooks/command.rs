@@ -539,13 +539,10 @@ fn run_once(spec: &Spec, running: &Running, batch: &[Delivery], host: &Host) {
 
 /// Wait until the process has ended, without collecting it: its number stays its own. `None` when it takes too long.
 fn wait_for(child: &mut Child, running: &Running, timeout: Duration) -> Option<()> {
-    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
     let deadline = Instant::now() + timeout;
     let mut pause = Duration::from_millis(1);
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
     loop {
-        let status = waitid(Id::Pid(Pid::from_raw(child.id() as i32)), flags);
-        if !matches!(status, Ok(WaitStatus::StillAlive)) {
+        if crate::sys::has_ended(child.id()) {
             return Some(());
         }
         if Instant::now() >= deadline || running.stopped.load(Ordering::Acquire) {

@@ -23,6 +23,15 @@ const BATCH_MAX: usize = 256;
 /// How often a plugin that gets no events is given a chance to look after itself.
 const TICK: Duration = Duration::from_millis(250);
 
+/// While events keep coming, the worker looks for them this often instead of being woken for each: waking a thread costs
+/// the one who reads or writes more than all the rest of telling (4 KiB reads past the page cache took a fifth longer).
+/// The first event after a pause of [`LULL`] is taken at once.
+const LINGER: Duration = Duration::from_millis(1);
+const LULL: Duration = Duration::from_millis(10);
+
+/// Shorter queues could be full by then.
+const LINGER_QUEUE: usize = 1024;
+
 /// Bad lines and bad actions that are logged one by one, in each [`REPORTS_PER`]; the rest of them is counted.
 const REPORTS_MAX: u64 = 10;
 const REPORTS_PER: Duration = Duration::from_secs(10);
@@ -255,7 +264,15 @@ impl Running {
     fn run(&mut self, taker: &super::queue::Taker, reopen: &AtomicBool) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         let mut wait = Duration::ZERO;
+        let mut last: Option<Instant> = None;
         loop {
+            if taker.capacity() >= LINGER_QUEUE
+                && taker.len() < BATCH_MAX
+                && last.is_some_and(|last| last.elapsed() < LULL)
+                && !self.host.is_stopping()
+            {
+                std::thread::sleep(LINGER);
+            }
             if reopen.swap(false, Ordering::AcqRel) {
                 self.guarded(|plugin, _| {
                     plugin.reopen();
@@ -268,6 +285,7 @@ impl Running {
                     // Outside of any lock, and before anything is waited for: the data may be large.
                     batch.clear();
                     wait = Duration::ZERO;
+                    last = Some(Instant::now());
                 }
                 Took::Nothing => {
                     self.guarded(|plugin, host| plugin.idle(host));

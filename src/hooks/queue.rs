@@ -183,6 +183,16 @@ pub(super) enum Took {
 }
 
 impl Taker {
+    /// How many events wait.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// How many can.
+    pub(super) fn capacity(&self) -> usize {
+        self.0.capacity().unwrap_or(usize::MAX)
+    }
+
     /// Move up to `most` events into `batch`, which is empty; wait for the first at most so long.
     pub(super) fn take(
         &self,

@@ -147,7 +147,7 @@ fn a_plugin_that_panics_is_disabled_and_the_rest_goes_on() {
             .push((delivery.seq, delivery.lost, String::new(), None));
     };
     let rules = vec![Rule::all(&[Kind::Open], 0), Rule::all(&[Kind::Open], 1)];
-    let plugins: Vec<(String, Box<dyn Plugin>, (usize, usize))> = vec![
+    let plugins: Vec<Ready> = vec![
         ("panics".into(), Box::new(panics), (10, 10)),
         ("works".into(), Box::new(works), (10, 10)),
     ];
@@ -173,8 +173,7 @@ fn with_block_nothing_is_lost_and_with_drop_all_is_counted() {
         let act: Arc<dyn Act> = Arc::new(Actions::default());
         let mut rule = Rule::all(&[Kind::Write], 0);
         rule.full = full;
-        let plugins: Vec<(String, Box<dyn Plugin>, (usize, usize))> =
-            vec![("counts".into(), Box::new(plugin), (16, 1 << 20))];
+        let plugins: Vec<Ready> = vec![("counts".into(), Box::new(plugin), (16, 1 << 20))];
         let hooks = Hooks::start(
             Setup {
                 rules: vec![rule],
