@@ -6,8 +6,8 @@
 //!
 //! # The idea in six sentences
 //!
-//! 1. Everything that moves file bytes is one path, [`file::CachedFile`]; what calls it (today the kernel,
-//!    through [`fuse`]) cannot see anything else.
+//! 1. Everything that moves file bytes is one path, [`file::CachedFile`]; what calls it (the kernel through [`fuse`],
+//!    programs through the streams of [`fileio`]) cannot see anything else.
 //! 2. The cache is keyed `path:pos:size` ([`cache::Key`]) and may always be lost, never be wrong.
 //! 3. Coherence lives in two tickets, [`cache::Fill`] and [`cache::Write`], and nowhere else.
 //! 4. An answer that is cached never waits long for the source ([`patience`]).
@@ -21,16 +21,17 @@
 //! | floor | modules |
 //! |---|---|
 //! | 5 shell | [`cli`] what was typed; [`daemon`] the process; [`mount`] builds all parts and takes them down |
-//! | 4 faces | [`fuse`] request, overlay call, reply; [`patience`] how long the source is waited for |
+//! | 4 faces | [`fuse`] request, overlay call, event, reply; [`fileio`] streams; [`patience`] how long the source is waited for |
 //! | 3 meaning | [`overlay`] lookup, open, read, rename ... runs without FUSE |
 //! | 2 data path | [`mod@file`] the only way to the bytes |
-//! | 1 engine | [`cache`] records, slots, tickets |
+//! | 1 engine | [`cache`] records, slots, tickets; [`hooks`] rules, events, plugins |
 //! | 0 ground | [`backing`] every system call on the source; [`workers`] threads; [`config`] settings and limits; [`span`], [`sys`], [`error`], [`clock`], [`stats`] |
 //!
 //! # Invariants worth knowing
 //!
 //! * `unsafe` is in [`sys`] only.
 //! * No lock is held during a system call on the source, and none while anything is sent to the kernel.
+//! * An event is in the queue of its plugin before the program that caused it gets its answer ([`hooks`]).
 //! * FUSE threads: at most half of them are ever at the source ([`config::FUSE_THREADS`]).
 //! * Lock order: `renames` before `inodes` (both in [`overlay`]); the cache's index is locked last and alone.
 //!
