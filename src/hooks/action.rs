@@ -13,7 +13,8 @@
 //! no UTF-8) is written as JSON, with the field names of the events:
 //! `{"action":"prefetch","path_bytes":"Y2Fm6Q==","pos":0,"size":4096}`.
 //!
-//! A path is relative to the mount point; one that leads outside is refused.
+//! A path is relative to the mount point; one that leads outside is refused. Actions are begun in the order in which they
+//! were asked for, and go on side by side; a fetch goes on while the next event is told.
 
 use crate::span::Span;
 use base64::Engine;

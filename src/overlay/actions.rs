@@ -22,8 +22,10 @@ const UNDER_WAY_MAX: usize = 64;
 /// So long, then its action is refused: the source does not answer.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// No node has this number.
+/// Keys of the pool; no node has these numbers. What is quick has one of its own, so that a fetch that hangs at the source
+/// does not keep a plugin from evicting or pinning.
 const PREFETCH_KEY: u64 = u64::MAX;
+const QUICK_KEY: u64 = u64::MAX - 1;
 
 /// What one worker reads at a time.
 const STEP: u64 = 1 << 20;
@@ -68,6 +70,10 @@ impl Act for Actor {
         let Some(overlay) = self.overlay.upgrade() else {
             return;
         };
+        let key = match action {
+            Action::Prefetch(..) => PREFETCH_KEY,
+            _ => QUICK_KEY,
+        };
         let (action, pool) = (action.clone(), self.pool.clone());
         let doing = move || {
             let _place = place;
@@ -75,7 +81,7 @@ impl Act for Actor {
                 fail(error.errno().desc().to_owned());
             }
         };
-        self.pool.submit(PREFETCH_KEY, doing);
+        self.pool.submit(key, doing);
     }
 }
 
