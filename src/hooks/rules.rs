@@ -18,6 +18,9 @@
 //! Where two rules send an event to one plugin, the first counts. Relative paths start at the directory of the file.
 //! A rule on the command line (`--hook`) is the inside of one `[[hook]]` table, written in one line.
 
+mod private;
+mod text;
+
 use super::Setup;
 use super::command;
 use super::event::{EVENTS, Kind};
@@ -25,12 +28,16 @@ use super::log::{Log, Rotation};
 use super::plugin::Plugin;
 use super::queue::Full;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
-use serde::Deserialize;
+use private::read_private;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use text::{
+    FileText, FullText, LogTarget, PluginChoice, PluginKind, PluginText, RuleText, RunText,
+    one_line, seconds_up_to,
+};
 
 /// Waiting longer for a plugin than this is a typing error: programs would be taken for dead.
 const BLOCK_SECONDS_MAX: f64 = 60.0;
@@ -70,115 +77,6 @@ impl std::error::Error for Wrong {}
 
 fn wrong<T>(text: String) -> Result<T, Wrong> {
     Err(Wrong(text))
-}
-
-#[derive(Deserialize, Clone, Default, Debug)]
-#[serde(deny_unknown_fields)]
-struct FileText {
-    #[serde(default)]
-    hook: Vec<RuleText>,
-    #[serde(default)]
-    plugin: BTreeMap<String, PluginText>,
-}
-
-#[derive(Deserialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
-struct RuleText {
-    events: Vec<String>,
-    #[serde(default)]
-    include: Vec<String>,
-    #[serde(default)]
-    exclude: Vec<String>,
-    data: Option<Size>,
-    full: Option<FullText>,
-    block_seconds: Option<f64>,
-    plugin: PluginChoice,
-}
-
-#[derive(Deserialize, Clone, Copy, Debug)]
-#[serde(rename_all = "lowercase")]
-enum FullText {
-    Drop,
-    Block,
-}
-
-#[derive(Deserialize, Clone, Debug)]
-#[serde(untagged)]
-enum PluginChoice {
-    Name(String),
-    Own(Box<PluginText>),
-}
-
-/// Bytes: a number, or text like "64K".
-#[derive(Deserialize, Clone, Copy, Debug)]
-#[serde(try_from = "SizeText")]
-struct Size(u64);
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum SizeText {
-    Number(u64),
-    Text(String),
-}
-
-impl TryFrom<SizeText> for Size {
-    type Error = String;
-
-    fn try_from(text: SizeText) -> Result<Size, String> {
-        match text {
-            SizeText::Number(bytes) => Ok(Size(bytes)),
-            SizeText::Text(text) => crate::config::parse_memory(&text).map(Size),
-        }
-    }
-}
-
-#[derive(Deserialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
-struct PluginText {
-    #[serde(rename = "type")]
-    kind: PluginKind,
-    /// Events, and bytes of their data, that may wait.
-    queue: Option<usize>,
-    queue_bytes: Option<Size>,
-    // log
-    file: Option<PathBuf>,
-    target: Option<LogTarget>,
-    max_size: Option<Size>,
-    max_age_seconds: Option<f64>,
-    keep: Option<u32>,
-    // command
-    command: Option<Vec<String>>,
-    run: Option<RunText>,
-    ack: Option<bool>,
-    parallel: Option<usize>,
-    timeout_seconds: Option<f64>,
-    // wasm
-    module: Option<PathBuf>,
-    memory: Option<Size>,
-    fuel: Option<u64>,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
-#[serde(rename_all = "lowercase")]
-enum PluginKind {
-    Log,
-    Command,
-    Wasm,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
-#[serde(rename_all = "lowercase")]
-enum LogTarget {
-    Stderr,
-    Journal,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
-#[serde(rename_all = "lowercase")]
-enum RunText {
-    Always,
-    Event,
-    Batch,
 }
 
 /// Which events of which files a plugin wants, and how.
@@ -550,160 +448,6 @@ impl PluginSpec {
     fn start_wasm(&self) -> Result<Box<dyn Plugin>, String> {
         Err("this warmfs was built without WASM; build it with: cargo build --features wasm".into())
     }
-}
-
-impl PluginText {
-    /// Each kind knows its own settings only; one that would do nothing is a mistake.
-    fn check(&self) -> Result<(), String> {
-        let log = [
-            ("file", self.file.is_some()),
-            ("target", self.target.is_some()),
-            ("max_size", self.max_size.is_some()),
-            ("max_age_seconds", self.max_age_seconds.is_some()),
-            ("keep", self.keep.is_some()),
-        ];
-        let command = [
-            ("command", self.command.is_some()),
-            ("run", self.run.is_some()),
-            ("ack", self.ack.is_some()),
-            ("parallel", self.parallel.is_some()),
-            ("timeout_seconds", self.timeout_seconds.is_some()),
-        ];
-        let wasm = [
-            ("module", self.module.is_some()),
-            ("memory", self.memory.is_some()),
-            ("fuel", self.fuel.is_some()),
-        ];
-        let (name, others): (_, [&[(&str, bool)]; 2]) = match self.kind {
-            PluginKind::Log => ("log", [&command, &wasm]),
-            PluginKind::Command => ("command", [&log, &wasm]),
-            PluginKind::Wasm => ("wasm", [&log, &command]),
-        };
-        if let Some((setting, _)) = others.into_iter().flatten().find(|(_, given)| *given) {
-            return Err(format!("{setting} means nothing with type = \"{name}\""));
-        }
-        for (setting, value) in [
-            ("max_age_seconds", self.max_age_seconds),
-            ("timeout_seconds", self.timeout_seconds),
-        ] {
-            if let Some(value) = value {
-                seconds_up_to(setting, value, 366.0 * 86_400.0).map_err(|Wrong(error)| error)?;
-            }
-        }
-        match self.kind {
-            PluginKind::Log if self.file.is_some() && self.target.is_some() => {
-                Err("give file or target, not both".into())
-            }
-            PluginKind::Log
-                if self.file.is_none()
-                    && (self.max_size.is_some()
-                        || self.keep.is_some()
-                        || self.max_age_seconds.is_some()) =>
-            {
-                Err("rotation needs a file".into())
-            }
-            PluginKind::Command if self.command.as_ref().is_none_or(Vec::is_empty) => {
-                Err("give command = [\"PROGRAM\", \"ARGUMENT\", ...]".into())
-            }
-            PluginKind::Command if self.run.unwrap_or(RunText::Always) == RunText::Always => {
-                if self.parallel.is_some() || self.timeout_seconds.is_some() {
-                    return Err(
-                        "parallel and timeout_seconds need run = \"event\" or \"batch\"".into(),
-                    );
-                }
-                Ok(())
-            }
-            PluginKind::Command if self.ack.is_some() => Err("ack needs run = \"always\"".into()),
-            PluginKind::Command if self.parallel.is_some_and(|n| !(1..=64).contains(&n)) => {
-                Err("parallel is a number from 1 to 64".into())
-            }
-            PluginKind::Wasm if self.module.is_none() => Err("give module = \"FILE\"".into()),
-            _ => Ok(()),
-        }
-    }
-
-    fn about(&self) -> String {
-        match self.kind {
-            PluginKind::Log => match (&self.file, self.target) {
-                (Some(file), _) => format!("log to {}", file.display()),
-                (None, Some(LogTarget::Journal)) => "log to the journal".into(),
-                (None, _) => "log to standard error".into(),
-            },
-            PluginKind::Command => {
-                let words = self.command.as_deref().unwrap_or_default().join(" ");
-                match self.run.unwrap_or(RunText::Always) {
-                    RunText::Always => format!("command, always running: {words}"),
-                    RunText::Event => format!("command, one run per event: {words}"),
-                    RunText::Batch => format!("command, one run per batch: {words}"),
-                }
-            }
-            PluginKind::Wasm => {
-                format!(
-                    "wasm module {}",
-                    self.module.as_deref().unwrap_or(Path::new("")).display()
-                )
-            }
-        }
-    }
-}
-
-fn seconds_up_to(name: &str, seconds: f64, most: f64) -> Result<Duration, Wrong> {
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(duration) if seconds > 0.0 && seconds <= most => Ok(duration),
-        _ => wrong(format!(
-            "{name} = {seconds}: give seconds, more than 0, at most {most}"
-        )),
-    }
-}
-
-/// An error of the TOML library tells where in several lines.
-fn one_line(error: &toml::de::Error) -> String {
-    let text = error.to_string();
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    match lines.first().and_then(|first| first.split_once(" at ")) {
-        Some(("TOML parse error", place)) => format!("{} ({place})", error.message()),
-        _ => error.message().to_owned(),
-    }
-}
-
-/// The text of a file that nobody else could have written: it names programs that we run.
-fn read_private(path: &Path) -> Result<String, String> {
-    use std::io::Read;
-    use std::os::unix::fs::MetadataExt;
-    let own = nix::unistd::geteuid().as_raw();
-    let text = |error: std::io::Error| error.to_string();
-    let mut file = std::fs::File::open(path).map_err(text)?;
-    let metadata = file.metadata().map_err(text)?;
-    if !metadata.is_file() {
-        return Err("not a file".into());
-    }
-    let check = |what: &str, metadata: &std::fs::Metadata, sticky: bool| {
-        if metadata.uid() != own && metadata.uid() != 0 {
-            return Err(format!(
-                "{what} belongs to another user ({}), who could have commands run",
-                metadata.uid()
-            ));
-        }
-        // In a directory like /tmp others may make files, but not replace this one.
-        if metadata.mode() & 0o022 != 0 && !(sticky && metadata.mode() & 0o1000 != 0) {
-            return Err(format!(
-                "others may write {what}, and so have commands run; run: chmod go-w {}",
-                path.display()
-            ));
-        }
-        Ok(())
-    };
-    check("the file", &metadata, false)?;
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    let directory = std::fs::metadata(parent).map_err(text)?;
-    check(
-        &format!("its directory {}", parent.display()),
-        &directory,
-        true,
-    )?;
-    let mut content = String::new();
-    file.read_to_string(&mut content).map_err(text)?;
-    Ok(content)
 }
 
 #[cfg(test)]
