@@ -590,13 +590,13 @@ impl Filesystem for Face {
         self.work(
             ino,
             reply,
-            move |overlay| overlay.write(fh.0, offset, data, how),
-            move |reply, result| match (telling, &result) {
-                (Some((telling, data)), Ok(count)) => {
-                    let data = data.slice(..data.len().min(*count));
-                    telling.moved(offset, data, None, move || send_count(reply, result));
+            move |overlay| overlay.write_placed(fh.0, offset, data, how),
+            move |reply, result| match (telling, result) {
+                (Some((telling, data)), Ok((count, pos))) => {
+                    let data = data.slice(..data.len().min(count));
+                    telling.moved(pos, data, None, move || send_count(reply, Ok(count)));
                 }
-                _ => send_count(reply, result),
+                (_, result) => send_count(reply, result.map(|(count, _)| count)),
             },
         );
     }

@@ -329,10 +329,31 @@ impl Overlay {
 
     /// Write all of `data`; returns how many bytes went in.
     pub fn write(&self, handle: u64, pos: u64, data: Bytes, how: How) -> Result<usize> {
+        let placed = self.write_placed(handle, pos, data, how);
+        placed.map(|(count, _)| count)
+    }
+
+    /// As [`Overlay::write`], and where the bytes went: an append goes to the end of the file, wherever `pos` was.
+    pub fn write_placed(
+        &self,
+        handle: u64,
+        pos: u64,
+        data: Bytes,
+        how: How,
+    ) -> Result<(usize, u64)> {
         let open = self.files.get(handle)?;
         let identity = Identity::changing(!how.clear_setid);
         self.changing_content(open.node, || {
-            identity.run(|| open.file.write_at(pos, data, how.append))
+            let changed = identity.run(|| open.file.write_at(pos, data, how.append))?;
+            let at = if how.append {
+                changed.stat.size.saturating_sub(changed.value as u64)
+            } else {
+                pos
+            };
+            Ok(Changed {
+                value: (changed.value, at),
+                stat: changed.stat,
+            })
         })
     }
 

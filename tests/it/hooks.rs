@@ -220,6 +220,22 @@ assert os.pread(fd, 5, 0) == b"Jello"
     assert!(rules.short(3).contains(&told("on_write", "f", 0, 5)));
 }
 
+/// The kernel believes that the file ends where it saw its end. Somebody else has appended meanwhile.
+#[test]
+fn an_append_is_told_where_it_went() {
+    let rules = Rules::log(r#""on_write""#, r#"data = "1K""#);
+    let mount = Mount::with(&["--config", &rules.config(), "--ttl", "1000"], |source| {
+        fs::write(source.join("f"), "0123").expect("write")
+    });
+    let append = |path: PathBuf| File::options().append(true).open(path).expect("open");
+    let mut through = append(mount.view("f"));
+    append(mount.source("f")).write_all(b"45").expect("write");
+    through.write_all(b"ab").expect("write");
+    assert_eq!(rules.short(1), [told("on_write", "f", 6, 2)]);
+    assert_eq!(rules.events()[0]["data"], "YWI=");
+    mount.assert_content("f", b"012345ab");
+}
+
 #[test]
 fn names_sizes_and_their_changes_are_told() {
     let rules = Rules::log(
