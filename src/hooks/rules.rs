@@ -559,8 +559,28 @@ mod tests {
                 "at most 60",
             ),
             (
-                "[[hook]]\nevents = [\"on_read\"]\ninclude = [\"a{b\"]\nplugin = {type=\"log\", x=1}",
-                "",
+                "[[hook]]\nevents = [\"on_read\"]\nplugin = {type=\"log\", fil=\"f\"}",
+                "unknown field `fil`",
+            ),
+            (
+                "[[hook]]\nevents = [\"on_read\"]\nplugin = {type=\"logg\"}",
+                "unknown variant `logg`",
+            ),
+            (
+                "[[hook]]\nevents = [\"on_read\"]\nplugin = 1",
+                "give the name",
+            ),
+            (
+                "[[hook]]\nevents = [\"on_read\"]\ndata = \"64Q\"\nplugin = {type=\"log\"}",
+                "like 64M",
+            ),
+            (
+                "[[hook]]\nevents = [\"on_read\"]\ndata = -1\nplugin = {type=\"log\"}",
+                "give bytes",
+            ),
+            (
+                "[[hook]]\nevents = [\"on_read\"]\ninclude = [\"a[z-a]\"]\nplugin = {type=\"log\"}",
+                "pattern 'a[z-a]'",
             ),
             ("[plugin.x]\ntype = \"log\"", "no [[hook]] uses [plugin.x]"),
             ("[plugin.x]\ntype = \"log\"\nfuel = 1", "fuel means nothing"),

@@ -1,7 +1,8 @@
 //! The configuration as it is written: what TOML makes of it, and which settings go together.
 
 use super::{Wrong, wrong};
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,33 +37,44 @@ pub(super) enum FullText {
     Block,
 }
 
-#[derive(Deserialize, Clone, Debug)]
-#[serde(untagged)]
+/// A plugin by the name of its table, or in place.
+#[derive(Clone, Debug)]
 pub(super) enum PluginChoice {
     Name(String),
     Own(Box<PluginText>),
 }
 
-/// Bytes: a number, or text like "64K".
-#[derive(Deserialize, Clone, Copy, Debug)]
-#[serde(try_from = "SizeText")]
-pub(super) struct Size(pub(super) u64);
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub(super) enum SizeText {
-    Number(u64),
-    Text(String),
+// By hand, because of an untagged enum serde can only say that nothing fits.
+impl<'de> Deserialize<'de> for PluginChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<PluginChoice, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(name) => Ok(PluginChoice::Name(name)),
+            table @ toml::Value::Table(_) => match PluginText::deserialize(table) {
+                Ok(text) => Ok(PluginChoice::Own(Box::new(text))),
+                Err(error) => Err(D::Error::custom(format!("plugin: {}", error.message()))),
+            },
+            _ => Err(D::Error::custom(
+                "plugin: give the name of a [plugin.NAME] table, or a table { type = ... }",
+            )),
+        }
+    }
 }
 
-impl TryFrom<SizeText> for Size {
-    type Error = String;
+/// Bytes: a number, or text like "64K".
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size(pub(super) u64);
 
-    fn try_from(text: SizeText) -> Result<Size, String> {
-        match text {
-            SizeText::Number(bytes) => Ok(Size(bytes)),
-            SizeText::Text(text) => crate::config::parse_memory(&text).map(Size),
-        }
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
+        let bytes = match toml::Value::deserialize(deserializer)? {
+            toml::Value::Integer(bytes) => u64::try_from(bytes).ok(),
+            toml::Value::String(text) => {
+                Some(crate::config::parse_memory(&text).map_err(D::Error::custom)?)
+            }
+            _ => None,
+        };
+        let wrong = || D::Error::custom("give bytes, or text with a unit like \"64K\"");
+        bytes.map(Size).ok_or_else(wrong)
     }
 }
 
