@@ -1,6 +1,6 @@
 //! What was typed: subcommands, flags and help texts. No I/O.
 
-use crate::config::{self, MountConfig, MountOpt};
+use crate::config::{self, MountConfig, MountOpt, Watch};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -91,6 +91,24 @@ pub struct MountArgs {
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = config::parse_ttl)]
     pub ttl: Duration,
 
+    /// Believe attributes of files that stay as they are for longer and longer, up to this; by default no longer
+    /// than --ttl
+    #[arg(long, value_name = "SECONDS", value_parser = config::parse_ttl)]
+    pub ttl_max: Option<Duration>,
+
+    /// How far to read ahead of a program that reads on: bytes, or with a unit; 0 reads nothing ahead
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = config::parse_readahead)]
+    pub readahead: u64,
+
+    /// Requests kept in flight at the source ahead of programs (read-ahead, directory walks)
+    #[arg(long, value_name = "N", default_value_t = config::PARALLEL_DEFAULT, value_parser = config::parse_parallel)]
+    pub parallel: usize,
+
+    /// Learn of changes in the source from its file system instead of asking: auto does so for local ones; on is
+    /// for others that nobody changes but through this machine
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub watch: Watch,
+
     /// What to log
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub log: LogLevel,
@@ -99,7 +117,7 @@ pub struct MountArgs {
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
 
-    /// Requests that may be under way at the source at once
+    /// Requests of programs that may be under way at the source at once
     #[arg(long, value_name = "N", default_value_t = config::IO_THREADS_DEFAULT, value_parser = config::parse_io_threads)]
     pub io_threads: usize,
 
@@ -173,10 +191,15 @@ impl MountArgs {
             nonempty: false,
             memory: self.memory,
             ttl: self.ttl,
+            ttl_max: self.ttl,
             io_threads: self.io_threads,
+            parallel: self.parallel,
+            readahead: self.readahead,
+            watch: self.watch,
             flags: Vec::new(),
             fsname: None,
         };
+        let mut ttl_max = self.ttl_max;
         for option in &self.options {
             match option {
                 MountOpt::Flag(flag) => config.flags.push(*flag),
@@ -187,10 +210,15 @@ impl MountArgs {
                 MountOpt::FsName(name) => config.fsname = Some(name.clone()),
                 MountOpt::Memory(memory) => config.memory = *memory,
                 MountOpt::Ttl(ttl) => config.ttl = *ttl,
+                MountOpt::TtlMax(ttl) => ttl_max = Some(*ttl),
                 MountOpt::IoThreads(threads) => config.io_threads = *threads,
+                MountOpt::Parallel(requests) => config.parallel = *requests,
+                MountOpt::Readahead(bytes) => config.readahead = *bytes,
+                MountOpt::Watch(watch) => config.watch = *watch,
                 MountOpt::Ignored => {}
             }
         }
+        config.ttl_max = config.ttl.max(ttl_max.unwrap_or_default());
         // Others must be held to the permissions of the files: the daemon itself may do all its user may.
         config.kernel_checks |= config.allow_other;
         config
@@ -233,5 +261,7 @@ mod tests {
         let config = mount(&["/a", "/b"]);
         assert_eq!(config.memory, config::MEMORY_DEFAULT);
         assert_eq!(config.ttl, config::TTL_DEFAULT);
+        assert_eq!(config.ttl_max, config::TTL_DEFAULT);
+        assert_eq!(config.readahead, config::READAHEAD_DEFAULT);
     }
 }

@@ -318,6 +318,11 @@ pub fn mount_with_hooks(
     let overlay = Arc::new(overlay);
     let no_threads = |error: io::Error| Refused(format!("cannot start threads: {error}"));
     let pool = Pool::new(config.io_threads);
+    // One file may have nearly all of it; what hangs on one leaves something to the others.
+    overlay.set_background(Pool::shared_out(
+        config.parallel,
+        config.parallel - config.parallel / 8,
+    ));
     if !setup.is_empty() {
         let actor: Arc<dyn Act> = Arc::new(Actor::new(&overlay, pool.clone()));
         let hooks = Hooks::start(setup, &actor).map_err(|error| Refused(error.to_string()))?;
@@ -497,6 +502,9 @@ impl Mounted {
             // returned is in the source; the connection ends with this process.
             tracing::warn!("programs still use the mount; they lose it now");
             self.abort();
+        }
+        if let Some(background) = self.overlay.background() {
+            background.close();
         }
         self.invalidator.stop();
         if !self.patience.pool().stop(config::DRAIN) {

@@ -39,6 +39,7 @@ use crate::clock::Moment;
 use crate::error::{Error, Result};
 use crate::hooks::Hooks;
 use crate::sys::Stat;
+use crate::workers::Pool;
 use attrs::Attr;
 use handles::{Handles, OpenDir, OpenFile};
 use inodes::{Epoch, Inodes, is_fresh};
@@ -101,6 +102,8 @@ pub struct Overlay {
     own_device: std::sync::OnceLock<u64>,
     /// Who is told of what happens.
     hooks: std::sync::OnceLock<Arc<Hooks>>,
+    /// Where requests ahead of programs are made. Without it there are none.
+    background: std::sync::OnceLock<Pool>,
     /// How many names have changed: what an open file is called has to be found out again.
     names: AtomicU64,
 }
@@ -131,6 +134,7 @@ impl Overlay {
             keeps_graves,
             own_device: std::sync::OnceLock::new(),
             hooks: std::sync::OnceLock::new(),
+            background: std::sync::OnceLock::new(),
             names: AtomicU64::new(0),
         })
     }
@@ -139,6 +143,16 @@ impl Overlay {
     pub fn set_invalidate(&self, invalidate: Arc<dyn Invalidate>) {
         // The first one stays; a mount sets it once.
         let _ = self.invalidate.set(invalidate);
+    }
+
+    /// Make requests ahead of programs on `pool` from now on. The first one stays; a mount sets it once.
+    pub fn set_background(&self, pool: Pool) {
+        let _ = self.background.set(pool);
+    }
+
+    /// Where requests ahead of programs are made.
+    pub(crate) fn background(&self) -> Option<&Pool> {
+        self.background.get()
     }
 
     /// Files on `device` are the mount's own: refuse them with `ELOOP`.

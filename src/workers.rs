@@ -4,8 +4,9 @@
 //! * Submitting never blocks: it is called from FUSE threads, which must stay free for hits. What the kernel
 //!   can have outstanding bounds the queue.
 //! * Threads are started when a job finds none idle, up to the limit, and end after a while without work.
-//! * One file cannot take them all: a key (the file) holds at most a quarter of the threads; its further jobs
+//! * One file cannot take them all: a key (the file) holds at most a share of the threads; its further jobs
 //!   wait in a line of their own. So requests that hang in one place leave the rest of the source usable.
+//! * Fair between files: keys that have jobs waiting take turns, whoever of them has the longer line.
 //! * Shutdown runs what was accepted, and waits for it no longer than it is told to: a thread that hangs in
 //!   a system call cannot be ended, only left behind.
 
@@ -20,18 +21,71 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 type Job = Box<dyn FnOnce() + Send>;
 
 struct State {
-    ready: VecDeque<(u64, Job)>,
-    /// Jobs running or ready, by key, and the jobs of that key that wait for one of them to finish.
+    /// Keys whose next job may run, in the order of their turns. A key stands here at most once.
+    turns: VecDeque<u64>,
+    /// Jobs running, by key, and the jobs of that key that wait.
     keys: HashMap<u64, Line>,
+    /// Jobs that wait for nothing but a thread.
+    runnable: usize,
     threads: usize,
     idle: usize,
     stopping: bool,
+    closed: bool,
 }
 
 #[derive(Default)]
 struct Line {
-    admitted: usize,
+    running: usize,
     waiting: VecDeque<Job>,
+    /// The key stands in `turns`.
+    has_turn: bool,
+}
+
+impl Line {
+    fn runnable(&self, per_key_max: usize) -> usize {
+        let places = per_key_max.saturating_sub(self.running);
+        self.waiting.len().min(places)
+    }
+}
+
+impl State {
+    /// Change the line of `key`; then it stands in line for a turn if it has a job that may run.
+    fn change<T>(
+        &mut self,
+        key: u64,
+        per_key_max: usize,
+        change: impl FnOnce(&mut Line) -> T,
+    ) -> T {
+        let line = self.keys.entry(key).or_default();
+        let before = line.runnable(per_key_max);
+        let result = change(line);
+        let after = line.runnable(per_key_max);
+        self.runnable = self.runnable + after - before;
+        if after > 0 && !line.has_turn {
+            line.has_turn = true;
+            self.turns.push_back(key);
+        }
+        if line.running == 0 && line.waiting.is_empty() {
+            self.keys.remove(&key);
+        }
+        result
+    }
+
+    /// The job whose turn it is.
+    fn next(&mut self, per_key_max: usize) -> Option<(u64, Job)> {
+        let key = self.turns.pop_front()?;
+        let job = self.change(key, per_key_max, |line| {
+            line.has_turn = false;
+            line.running += 1;
+            line.waiting.pop_front()
+        });
+        job.map(|job| (key, job))
+    }
+
+    /// A job of `key` is done: the next in its line may go.
+    fn finish(&mut self, key: u64, per_key_max: usize) {
+        self.change(key, per_key_max, |line| line.running -= 1);
+    }
 }
 
 struct Shared {
@@ -47,36 +101,48 @@ struct Shared {
 pub struct Pool(Arc<Shared>);
 
 impl Pool {
-    /// A pool of at most `threads_max` threads (at least 4, so that a quarter of them is one).
+    /// A pool of at most `threads_max` threads (at least 4), of which one key holds at most a quarter.
     pub fn new(threads_max: usize) -> Pool {
         let threads_max = threads_max.max(4);
+        Pool::shared_out(threads_max, threads_max / 4)
+    }
+
+    /// A pool of at most `threads_max` threads, of which one key holds at most `per_key_max`.
+    pub fn shared_out(threads_max: usize, per_key_max: usize) -> Pool {
         Pool(Arc::new(Shared {
             state: Mutex::new(State {
-                ready: VecDeque::new(),
+                turns: VecDeque::new(),
                 keys: HashMap::new(),
+                runnable: 0,
                 threads: 0,
                 idle: 0,
                 stopping: false,
+                closed: false,
             }),
             work: Condvar::new(),
             ended: Condvar::new(),
-            threads_max,
-            per_key_max: threads_max / 4,
+            threads_max: threads_max.max(1),
+            per_key_max: per_key_max.max(1),
         }))
+    }
+
+    /// Most threads, and so most jobs at once.
+    pub fn threads_max(&self) -> usize {
+        self.0.threads_max
     }
 
     /// Run `job` on a thread of the pool, after earlier jobs of the same `key` were at least started.
     pub fn submit(&self, key: u64, job: impl FnOnce() + Send + 'static) {
-        let job: Job = Box::new(job);
         let mut state = self.0.state.lock();
-        let line = state.keys.entry(key).or_default();
-        if line.admitted >= self.0.per_key_max {
-            line.waiting.push_back(job);
+        if state.closed {
             return;
         }
-        line.admitted += 1;
-        state.ready.push_back((key, job));
-        if state.idle >= state.ready.len() {
+        let before = state.runnable;
+        let job: Job = Box::new(job);
+        state.change(key, self.0.per_key_max, |line| line.waiting.push_back(job));
+        if state.runnable == before {
+            // Its key has all the threads that it may have.
+        } else if state.idle >= state.runnable {
             self.0.work.notify_one();
         } else if state.threads < self.0.threads_max {
             state.threads += 1;
@@ -101,12 +167,25 @@ impl Pool {
 
     /// Do jobs of this key already wait for others of it? Then one more would only wait longer.
     pub fn is_clogged(&self, key: u64) -> bool {
-        self.0
-            .state
-            .lock()
-            .keys
-            .get(&key)
-            .is_some_and(|line| !line.waiting.is_empty())
+        let state = self.0.state.lock();
+        let line = state.keys.get(&key);
+        line.is_some_and(|line| line.running >= self.0.per_key_max && !line.waiting.is_empty())
+    }
+
+    /// Drop what waits, and take nothing more: for work that nobody is answered about.
+    pub fn close(&self) {
+        let dropped: Vec<VecDeque<Job>> = {
+            let mut state = self.0.state.lock();
+            (state.stopping, state.closed) = (true, true);
+            state.turns.clear();
+            state.runnable = 0;
+            let lines = state.keys.values_mut();
+            lines
+                .map(|line| std::mem::take(&mut line.waiting))
+                .collect()
+        };
+        self.0.work.notify_all();
+        drop(dropped);
     }
 
     /// Run what was accepted, then end; false when some thread did not come back in time.
@@ -128,11 +207,11 @@ impl Shared {
     fn run(&self) {
         let mut state = self.state.lock();
         loop {
-            if let Some((key, job)) = state.ready.pop_front() {
+            if let Some((key, job)) = state.next(self.per_key_max) {
                 drop(state);
                 job();
                 state = self.state.lock();
-                Self::finish(&mut state, key);
+                state.finish(key, self.per_key_max);
                 continue;
             }
             if state.stopping {
@@ -141,7 +220,7 @@ impl Shared {
             state.idle += 1;
             let timed_out = self.work.wait_for(&mut state, IDLE_MAX).timed_out();
             state.idle -= 1;
-            if timed_out && state.ready.is_empty() {
+            if timed_out && state.runnable == 0 {
                 break;
             }
         }
@@ -149,27 +228,11 @@ impl Shared {
         self.ended.notify_all();
     }
 
-    /// A job of `key` is done: the next in its line may go.
-    fn finish(state: &mut State, key: u64) {
-        let Some(line) = state.keys.get_mut(&key) else {
-            return;
-        };
-        match line.waiting.pop_front() {
-            Some(job) => state.ready.push_back((key, job)),
-            None => {
-                line.admitted -= 1;
-                if line.admitted == 0 {
-                    state.keys.remove(&key);
-                }
-            }
-        }
-    }
-
     fn run_one_here(&self) {
-        let next = self.state.lock().ready.pop_front();
+        let next = self.state.lock().next(self.per_key_max);
         if let Some((key, job)) = next {
             job();
-            Self::finish(&mut self.state.lock(), key);
+            self.state.lock().finish(key, self.per_key_max);
         }
     }
 }
@@ -296,6 +359,43 @@ mod tests {
         assert!(!pool.stop(Duration::from_millis(1)), "key 1 still hangs");
         drop(release);
         assert!(pool.stop(Duration::from_secs(10)), "all accepted jobs ran");
+    }
+
+    /// A file with a thousand jobs, and one with a single one that came last: it is the second to run, not the last.
+    #[test]
+    fn files_take_turns() {
+        let pool = Pool::shared_out(1, 1);
+        let (release, blocked) = bounded::<()>(0);
+        pool.submit(0, move || {
+            let _ = blocked.recv();
+        });
+        let (done, order) = bounded(1001);
+        for number in 0..1000 {
+            let done = done.clone();
+            pool.submit(1, move || done.send(number).expect("the test listens"));
+        }
+        pool.submit(2, move || done.send(5000).expect("the test listens"));
+        drop(release);
+        let seen: Vec<i32> = order.iter().collect();
+        assert_eq!(seen[..3], [0, 5000, 1]);
+        assert_eq!(seen.len(), 1001);
+    }
+
+    #[test]
+    fn a_closed_pool_runs_nothing_more() {
+        let pool = Pool::shared_out(1, 1);
+        let (release, blocked) = bounded::<()>(0);
+        let (started, running) = bounded(0);
+        pool.submit(0, move || {
+            started.send(()).expect("the test listens");
+            let _ = blocked.recv();
+        });
+        running.recv().expect("it starts");
+        pool.submit(0, || panic!("dropped, not run"));
+        pool.close();
+        pool.submit(1, || panic!("not taken"));
+        drop(release);
+        assert!(pool.stop(Duration::from_secs(10)));
     }
 
     #[test]
