@@ -254,7 +254,7 @@ impl Cache {
     /// A cache of at most `bytes_max` bytes whose records are believed for `ttl` after a comparison.
     pub fn new(bytes_max: u64, ttl: Duration, clock: Clock, stats: Arc<Stats>) -> Cache {
         Cache {
-            index: Mutex::new(Index::new(bytes_max)),
+            index: Mutex::new(Index::new(bytes_max, ttl)),
             observer: std::sync::OnceLock::new(),
             clock,
             stats,
@@ -333,7 +333,7 @@ impl Cache {
     pub fn get(&self, id: FileId, span: Span, trust: Trust) -> Found {
         let now = self.clock.now();
         let mut index = self.index.lock();
-        if trust == Trust::Ttl && !index.is_trusted(id, now, self.ttl) {
+        if trust == Trust::Ttl && !index.is_trusted(id, now) {
             return Found::Miss;
         }
         match index.covered(id, span) {
@@ -370,7 +370,7 @@ impl Cache {
     /// Was the record compared with the source less than `ttl` ago?
     pub fn is_trusted(&self, id: FileId) -> bool {
         let now = self.clock.now();
-        self.index.lock().is_trusted(id, now, self.ttl)
+        self.index.lock().is_trusted(id, now)
     }
 
     /// Has the record any slot, or will it soon (a read is under way)? Then a write must first make sure that
@@ -434,8 +434,9 @@ impl Cache {
     /// The source was seen with `version` at `when`, in passing (a lookup, a listing). If the record has that
     /// very version it counts as compared then. If it has another it is believed no longer: the kernel, told of
     /// the new attributes, drops its pages once, and must not be given the old bytes again.
-    pub fn confirm(&self, version: Version, when: Moment) {
-        self.index.lock().confirm(version, when);
+    /// `trust`: for how long a comparison of this file is believed from now on.
+    pub fn confirm(&self, version: Version, when: Moment, trust: Duration) {
+        self.index.lock().confirm(version, when, trust);
     }
 
     /// A change of the attributes through us, which moved ctime (and maybe mtime) but no byte:

@@ -25,7 +25,7 @@
 //! | 3 meaning | [`overlay`] lookup, open, read, rename ... runs without FUSE |
 //! | 2 data path | [`mod@file`] the only way to the bytes |
 //! | 1 engine | [`cache`] records, slots, tickets; [`hooks`] rules, events, plugins |
-//! | 0 ground | [`backing`] every system call on the source; [`workers`] threads; [`config`] settings and limits; [`span`], [`sys`], [`error`], [`clock`], [`stats`] |
+//! | 0 ground | [`backing`] every system call on the source; [`workers`] threads; [`config`] settings and limits; [`span`], [`sys`], [`error`], [`clock`], [`pace`], [`stats`] |
 //!
 //! # Invariants worth knowing
 //!
@@ -74,6 +74,7 @@ pub mod fuse;
 pub mod hooks;
 pub mod mount;
 pub mod overlay;
+pub mod pace;
 pub mod patience;
 pub mod span;
 pub mod stats;

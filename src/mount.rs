@@ -318,6 +318,7 @@ pub fn mount_with_hooks(
     let overlay = Arc::new(overlay);
     let no_threads = |error: io::Error| Refused(format!("cannot start threads: {error}"));
     let pool = Pool::new(config.io_threads);
+    overlay.set_ttl_max(config.ttl_max);
     // One file may have nearly all of it; what hangs on one leaves something to the others.
     overlay.set_background(Pool::shared_out(
         config.parallel,
@@ -386,7 +387,9 @@ fn sweep_every(overlay: &Arc<Overlay>, patience: &Arc<Patience>, period: Duratio
     patience.timer().after(period, move || {
         if let (Some(overlay), Some(patience)) = (overlay.upgrade(), weak.upgrade()) {
             let sweeping = overlay.clone();
-            patience.pool().submit(0, move || sweeping.sweep(period));
+            patience
+                .pool()
+                .submit(0, move || sweeping.close_idle(period));
             sweep_every(&overlay, &patience, period);
         }
     });

@@ -23,6 +23,9 @@ mod dirs;
 pub mod handles;
 mod inodes;
 mod names;
+mod questions;
+mod sweep;
+mod walk;
 mod watch;
 
 pub use crate::sys::Caller;
@@ -38,19 +41,23 @@ use crate::cache::{Cache, Compared, FileId, Trust, Version};
 use crate::clock::Moment;
 use crate::error::{Error, Result};
 use crate::hooks::Hooks;
+use crate::pace::Pace;
 use crate::sys::Stat;
 use crate::workers::Pool;
-use attrs::Attr;
+use attrs::{Asked, Attr, Trusting};
 use handles::{Handles, OpenDir, OpenFile};
-use inodes::{Epoch, Inodes, is_fresh};
+use inodes::{Inodes, is_fresh};
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
+use questions::Questions;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use sweep::Sweeps;
+use walk::Walks;
 
 /// How much the overlay remembers.
 #[derive(Clone, Copy, Debug)]
@@ -104,9 +111,20 @@ pub struct Overlay {
     hooks: std::sync::OnceLock<Arc<Hooks>>,
     /// Where requests ahead of programs are made. Without it there are none.
     background: std::sync::OnceLock<Pool>,
+    /// For those requests, which outlive the one that caused them.
+    this: std::sync::OnceLock<Weak<Overlay>>,
+    /// How long the source takes to say what a name is.
+    pace: Pace,
+    questions: Questions,
+    sweeps: Sweeps,
+    walks: Walks,
     /// How many names have changed: what an open file is called has to be found out again.
     names: AtomicU64,
 }
+
+/// How long names are held by the version of their directory, where it is not certain that the source changes a
+/// directory's times with its names: long enough to save most listings, short enough for a person who waits.
+const NAMES_HELD_MAX: Duration = Duration::from_secs(60);
 
 /// How long a directory counts as flapping after a file in it was replaced between lookup and opening.
 const FLAPPING_FOR: Duration = Duration::from_secs(10);
@@ -118,13 +136,22 @@ impl Overlay {
     /// The view of `source` through `cache`.
     pub fn new(source: Arc<Source>, cache: Arc<Cache>, limits: &Limits) -> Result<Overlay> {
         let root = source.open_dir(source.root()?, OsStr::new("."))?;
-        let now = cache.clock().now();
+        let asked = Asked {
+            epoch: Default::default(),
+            at: cache.clock().now(),
+            wall: cache.clock().wall(),
+        };
         let stat = source.stat(&root, true)?;
+        let trusting = Trusting {
+            ttl: cache.ttl(),
+            ttl_max: cache.ttl(),
+            names_max: NAMES_HELD_MAX,
+        };
         let keeps_graves = crate::sys::fs_magic(std::os::fd::AsFd::as_fd(&root)) != NFS_MAGIC;
         Ok(Overlay {
             source,
             root: Arc::new(root),
-            inodes: Mutex::new(Inodes::new(&stat, now, limits)),
+            inodes: Mutex::new(Inodes::new(&stat, &asked, trusting, limits)),
             cache,
             renames: RwLock::new(()),
             files: Handles::default(),
@@ -135,6 +162,11 @@ impl Overlay {
             own_device: std::sync::OnceLock::new(),
             hooks: std::sync::OnceLock::new(),
             background: std::sync::OnceLock::new(),
+            this: std::sync::OnceLock::new(),
+            pace: Pace::default(),
+            questions: Questions::default(),
+            sweeps: Sweeps::default(),
+            walks: Walks::default(),
             names: AtomicU64::new(0),
         })
     }
@@ -145,9 +177,27 @@ impl Overlay {
         let _ = self.invalidate.set(invalidate);
     }
 
+    /// Attributes of files that stay as they are may be believed for so long.
+    pub fn set_ttl_max(&self, ttl_max: Duration) {
+        let is_local = self.is_local();
+        let ttl_max = ttl_max.max(self.ttl());
+        self.inodes.lock().set_trusting(Trusting {
+            ttl: self.ttl(),
+            ttl_max,
+            names_max: if is_local {
+                Duration::MAX
+            } else {
+                NAMES_HELD_MAX.max(ttl_max)
+            },
+        });
+    }
+
     /// Make requests ahead of programs on `pool` from now on. The first one stays; a mount sets it once.
-    pub fn set_background(&self, pool: Pool) {
-        let _ = self.background.set(pool);
+    pub fn set_background(self: &Arc<Self>, pool: Pool) {
+        if self.background.set(pool).is_ok() {
+            // Set nowhere else.
+            let _ = self.this.set(Arc::downgrade(self));
+        }
     }
 
     /// Where requests ahead of programs are made.
@@ -199,9 +249,23 @@ impl Overlay {
         self.cache.ttl()
     }
 
+    /// Before the source is asked something.
+    fn question(&self) -> Asked {
+        Asked {
+            epoch: self.inodes.lock().epoch(),
+            at: self.now(),
+            wall: self.cache.clock().wall(),
+        }
+    }
+
     /// With `ttl = 0` the user wants the source's word each time: then ask the server, not its client's
     /// attribute cache. (With a ttl, too: it counts from the server's answer.)
     const FRESH: bool = true;
+
+    /// What the source has just said to a question.
+    fn answer(&self, stat: Stat, asked: &Asked) -> Attr {
+        Attr::new(stat, asked, self.now())
+    }
 
     // ---- names to nodes ----
 
@@ -212,27 +276,37 @@ impl Overlay {
         name: &OsStr,
         trust: Trust,
     ) -> Option<Result<Entry>> {
+        let known = self.known_name(parent, name, trust)?;
+        if trust == Trust::Ttl {
+            self.hit(parent, name);
+            self.looked(parent, name, known.as_ref().ok().map(|entry| &entry.stat));
+        }
+        Some(known)
+    }
+
+    /// The same for ourselves: no program has asked.
+    fn known_name(&self, parent: NodeId, name: &OsStr, trust: Trust) -> Option<Result<Entry>> {
         let now = self.now();
-        let ttl = self.ttl();
         let mut inodes = self.inodes.lock();
         let child = inodes.get(parent)?.children.get(name)?;
-        if trust == Trust::Ttl && !is_fresh(child.checked, now, ttl) {
+        let name_left = inodes.name_left(parent, child, now);
+        if trust == Trust::Ttl && name_left.is_zero() {
             return None;
         }
-        let name_ttl = ttl.saturating_sub(now.since(child.checked));
         let Some(id) = child.node else {
             return Some(Err(Error::new(Errno::ENOENT, "lookup")));
         };
         let node = inodes.get(id)?;
         let attr = node.attr?;
-        if trust == Trust::Ttl && !is_fresh(attr.checked, now, ttl) {
+        let attr_left = attr.ttl_left(now);
+        if trust == Trust::Ttl && attr_left.is_zero() {
             return None;
         }
         let entry = Entry {
             node: id,
             generation: node.generation,
             stat: shown(id, attr.stat),
-            ttl: name_ttl.min(attr.ttl_left(now, ttl)),
+            ttl: name_left.min(attr_left),
         };
         inodes.count_lookup(id);
         Some(Ok(entry))
@@ -246,28 +320,53 @@ impl Overlay {
             .get(parent)
             .and_then(|dir| dir.children.get(name))
             .filter(|child| child.node.is_none())
-            .map_or(Duration::ZERO, |child| {
-                self.ttl().saturating_sub(now.since(child.checked))
-            })
+            .map_or(Duration::ZERO, |child| inodes.name_left(parent, child, now))
     }
 
     /// `name` in `parent`.
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        self.missed(parent, name);
+        let answer = self.lookup_once(parent, name);
+        self.looked(parent, name, answer.as_ref().ok().map(|entry| &entry.stat));
+        answer
+    }
+
+    /// `name` in `parent`, asked for once, however many want to know.
+    fn lookup_once(&self, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        let asking = self.questions.begin(parent, name);
+        if asking.is_none()
+            && let Some(known) = self.known_name(parent, name, Trust::Ttl)
+        {
+            return known;
+        }
+        let begun = Instant::now();
+        let answer = self.lookup_source(parent, name);
+        tracing::trace!(
+            "lookup of {} in {}: {:?}",
+            name.display(),
+            parent.0,
+            begun.elapsed()
+        );
+        self.pace.note(begun.elapsed());
+        answer
+    }
+
+    fn lookup_source(&self, parent: NodeId, name: &OsStr) -> Result<Entry> {
         let dir = self.dir(parent)?;
         if self.is_flapping(parent) {
             return self.lookup_held(parent, &dir, name);
         }
-        let (asked, now) = (self.inodes.lock().epoch(), self.now());
+        let asked = self.question();
         match self.source.stat_at(&*dir, name, Self::FRESH) {
             Ok(stat) if self.own_device.get() == Some(&stat.dev) => {
                 Err(Error::new(Errno::ELOOP, "lookup"))
             }
-            Ok(stat) => Ok(self.learn(parent, name, stat, now, asked)),
+            Ok(stat) => Ok(self.learn(parent, name, stat, &asked)),
             Err(error) if error.errno() == Errno::ENOENT => {
                 self.check_alive(parent, &dir)?;
                 let mut inodes = self.inodes.lock();
-                if !inodes.is_changed_since(parent, asked) {
-                    inodes.set_child(parent, name, None, now);
+                if !inodes.is_changed_since(parent, asked.epoch) {
+                    inodes.set_child(parent, name, None, asked.at);
                 } else {
                     inodes.unlearn(parent, name);
                 }
@@ -287,17 +386,17 @@ impl Overlay {
     /// A lookup that takes a descriptor first and asks that: in a directory that flaps, the file may be gone from
     /// its name before the program that looked it up opens it, again and again.
     fn lookup_held(&self, parent: NodeId, dir: &Arc<OwnedFd>, name: &OsStr) -> Result<Entry> {
-        let (asked, now) = (self.inodes.lock().epoch(), self.now());
+        let asked = self.question();
         let named = self.with_descriptor(|| self.source.name(&**dir, name))?;
         let stat = self.source.stat(&named, false)?;
         if self.own_device.get() == Some(&stat.dev) {
             return Err(Error::new(Errno::ELOOP, "lookup"));
         }
-        let entry = self.learn(parent, name, stat, now, asked);
+        let entry = self.learn(parent, name, stat, &asked);
         let garbage = {
             let mut inodes = self.inodes.lock();
             if stat.is_file() {
-                inodes.keep_named(entry.node, Arc::new(named), now);
+                inodes.keep_named(entry.node, Arc::new(named), asked.at);
             }
             inodes.take_garbage()
         };
@@ -326,33 +425,31 @@ impl Overlay {
         Err(Error::new(Errno::ESTALE, "lookup"))
     }
 
-    /// The source said `stat` of `name` in `parent`, asked at `now` and `asked`.
-    fn learn(&self, parent: NodeId, name: &OsStr, stat: Stat, now: Moment, asked: Epoch) -> Entry {
+    /// The source said `stat` of `name` in `parent` to a question.
+    fn learn(&self, parent: NodeId, name: &OsStr, stat: Stat, asked: &Asked) -> Entry {
         let mut inodes = self.inodes.lock();
         let id = inodes.intern(&stat);
-        let named = !inodes.is_changed_since(parent, asked);
+        let named = !inodes.is_changed_since(parent, asked.epoch);
         if named {
-            inodes.set_child(parent, name, Some(id), now);
+            inodes.set_child(parent, name, Some(id), asked.at);
         } else {
             inodes.unlearn(parent, name);
         }
-        let attr = Attr { stat, checked: now };
-        let stored = inodes.store_attr(id, attr, asked);
+        let stored = inodes.store_attr(id, self.answer(stat, asked), asked.epoch);
         inodes.count_lookup(id);
         let generation = inodes.get(id).map_or(0, |node| node.generation);
         drop(inodes);
-        if stored {
-            self.confirm(id, &attr);
+        if let Some(attr) = &stored {
+            self.confirm(id, attr);
         }
+        let ttl = stored
+            .filter(|_| named)
+            .map(|attr| attr.ttl_left(self.now()));
         Entry {
             node: id,
             generation,
             stat: shown(id, stat),
-            ttl: if named && stored {
-                attr.ttl_left(self.now(), self.ttl())
-            } else {
-                Duration::ZERO
-            },
+            ttl: ttl.unwrap_or_default(),
         }
     }
 
@@ -362,7 +459,7 @@ impl Overlay {
             return;
         }
         let version = Version::of(&attr.stat);
-        self.cache.confirm(version, attr.checked);
+        self.cache.confirm(version, attr.checked, attr.trust());
         let wall = self.cache.clock().wall();
         let stale = {
             let mut inodes = self.inodes.lock();
@@ -403,7 +500,7 @@ impl Overlay {
     }
 
     /// Close descriptors that were not used lately. To be called every few seconds from a worker.
-    pub fn sweep(&self, idle: Duration) {
+    pub fn close_idle(&self, idle: Duration) {
         let garbage = {
             let mut inodes = self.inodes.lock();
             inodes.close_idle(self.now(), idle);
@@ -419,23 +516,30 @@ impl Overlay {
         let now = self.now();
         let inodes = self.inodes.lock();
         let attr = inodes.get(id)?.attr?;
-        if trust == Trust::Ttl && !is_fresh(attr.checked, now, self.ttl()) {
+        let left = attr.ttl_left(now);
+        if trust == Trust::Ttl && left.is_zero() {
             return None;
         }
-        Some((shown(id, attr.stat), attr.ttl_left(now, self.ttl())))
+        Some((shown(id, attr.stat), left))
     }
 
     /// Attributes from the source, and for how long they may be believed.
     pub fn getattr(&self, id: NodeId) -> Result<(Stat, Duration)> {
-        let (asked, now) = (self.inodes.lock().epoch(), self.now());
+        if let Some((parent, name)) = self.name_of(id) {
+            self.missed(parent, &name);
+        }
+        let asked = self.question();
         let stat = self.stat_node(id)?;
-        let attr = Attr { stat, checked: now };
-        let stored = self.inodes.lock().store_attr(id, attr, asked);
-        let ttl = if stored {
-            self.confirm(id, &attr);
-            attr.ttl_left(self.now(), self.ttl())
-        } else {
-            Duration::ZERO
+        let stored = self
+            .inodes
+            .lock()
+            .store_attr(id, self.answer(stat, &asked), asked.epoch);
+        let ttl = match &stored {
+            Some(attr) => {
+                self.confirm(id, attr);
+                attr.ttl_left(self.now())
+            }
+            None => Duration::ZERO,
         };
         Ok((shown(id, stat), ttl))
     }
@@ -617,11 +721,11 @@ impl Overlay {
         if let Some(before) = before
             && result.is_ok()
         {
-            let now = self.now();
+            let asked = self.question();
             if let Ok(stat) = self.stat_node(id) {
                 self.cache.restamp(before, Version::of(&stat));
                 self.see(id, &stat);
-                attr = Some(Attr { stat, checked: now });
+                attr = Some(self.answer(stat, &asked));
             }
         }
         self.inodes.lock().end_change(id, begun, attr);

@@ -20,11 +20,12 @@
 //! or waits.
 
 use crate::error::Result;
+use crate::pace::Pace;
 use crate::stats::Stats;
 use crate::workers::{Pool, Timer};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Least patience. Below 10 ms a person notices nothing; above a local file system's worst hiccup under
@@ -52,34 +53,22 @@ pub struct Patience {
 struct State {
     /// Requests at the source on FUSE threads now.
     here: AtomicUsize,
-    /// Running median of the time of an answer, in nanoseconds: each answer moves it by a sixteenth. (A mean
-    /// would follow the one answer in a thousand during which the thread was not scheduled.)
-    usual: AtomicU64,
+    /// How long an answer takes.
+    usual: Pace,
     suspect: AtomicBool,
     probing: AtomicBool,
 }
 
 impl State {
     fn answered(&self, took: Duration) {
-        self.took(took);
+        self.usual.note(took);
         self.suspect.store(false, Ordering::Relaxed);
-    }
-
-    fn took(&self, took: Duration) {
-        let took = took.as_nanos() as u64;
-        let usual = self.usual.load(Ordering::Relaxed);
-        let next = match usual {
-            0 => took,
-            _ if took > usual => usual + usual / 16 + 1,
-            _ => usual - usual / 16,
-        };
-        self.usual.store(next, Ordering::Relaxed);
     }
 
     /// May the current thread go to the source itself?
     fn stay_here(self: &Arc<Self>, here_max: usize) -> Option<Here> {
-        let usual = self.usual.load(Ordering::Relaxed);
-        let quick = usual != 0 && u128::from(usual) < HERE_MAX.as_nanos();
+        let usual = self.usual.usual();
+        let quick = !usual.is_zero() && usual < HERE_MAX;
         if !quick || self.suspect.load(Ordering::Relaxed) {
             return None;
         }
@@ -88,8 +77,7 @@ impl State {
     }
 
     fn patience(&self) -> Duration {
-        let usual = Duration::from_nanos(self.usual.load(Ordering::Relaxed));
-        (usual * 6).clamp(PATIENCE_MIN, PATIENCE_MAX)
+        (self.usual.usual() * 6).clamp(PATIENCE_MIN, PATIENCE_MAX)
     }
 }
 
@@ -146,7 +134,7 @@ impl Patience {
         let ask = move || {
             let begun = Instant::now();
             let answer = ask();
-            state.took(begun.elapsed());
+            state.usual.note(begun.elapsed());
             answer
         };
         self.place(key, ask, then);

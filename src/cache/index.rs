@@ -39,6 +39,8 @@ struct Record {
     /// `None`: unknown, so that no slot can be kept, and the next comparison drops what there is.
     version: Option<Version>,
     checked: Option<Moment>,
+    /// For how long a comparison is believed.
+    trust: Duration,
     generation: u64,
     writers: u32,
     opens: u32,
@@ -142,6 +144,8 @@ pub(super) struct Index {
     used: u64,
     pinned: u64,
     limit: u64,
+    /// For how long a comparison is believed at first.
+    ttl: Duration,
     /// Files that are pinned.
     pins: usize,
     /// Somebody wants to know the names of what is evicted.
@@ -195,8 +199,9 @@ impl Record {
 }
 
 impl Index {
-    pub(super) fn new(limit: u64) -> Index {
+    pub(super) fn new(limit: u64, ttl: Duration) -> Index {
         Index {
+            ttl,
             records: HashMap::new(),
             lru: LruCache::unbounded(),
             used: 0,
@@ -216,6 +221,7 @@ impl Index {
             path: path().into(),
             version: None,
             checked: None,
+            trust: self.ttl,
             generation: 0,
             writers: 0,
             opens: 0,
@@ -250,9 +256,10 @@ impl Index {
         }
     }
 
-    pub(super) fn is_trusted(&self, id: FileId, now: Moment, ttl: Duration) -> bool {
+    pub(super) fn is_trusted(&self, id: FileId, now: Moment) -> bool {
         self.records.get(&id).is_some_and(|record| {
-            record.version.is_some() && record.checked.is_some_and(|then| now.since(then) < ttl)
+            let checked = record.checked.filter(|_| record.version.is_some());
+            checked.is_some_and(|then| now.since(then) < record.trust)
         })
     }
 
@@ -614,6 +621,7 @@ impl Index {
         } else {
             let new = record.version.is_none() && record.slots.is_empty();
             record.version = Some(version);
+            record.trust = self.ttl;
             record.racy = false;
             record.generation += 1;
             if new {
@@ -628,13 +636,14 @@ impl Index {
         (Compared::Changed, dropped)
     }
 
-    pub(super) fn confirm(&mut self, version: Version, when: Moment) {
+    pub(super) fn confirm(&mut self, version: Version, when: Moment, trust: Duration) {
         let Some(record) = self.records.get_mut(&version.id) else {
             return;
         };
         if record.writers > 0 {
             return;
         }
+        record.trust = trust;
         if record.version != Some(version) {
             record.checked = None;
         } else if !record.racy && record.checked.is_none_or(|then| then < when) {

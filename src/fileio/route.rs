@@ -119,7 +119,7 @@ impl Route {
         }
         let version = Version::of(&stat);
         let record = self.cache.open(version.id, || self.path.to_path_buf());
-        self.cache.confirm(version, when);
+        self.cache.confirm(version, when, self.cache.ttl());
         let is_local = sys::is_local(sys::fs_magic(fd.as_fd()));
         let backing = BackingFile::opened(self.source.clone(), Arc::new(fd));
         let file = CachedFile::new(record, backing);

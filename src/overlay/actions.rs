@@ -133,7 +133,7 @@ impl Overlay {
     }
 
     fn lookup_any(&self, parent: NodeId, name: &OsStr) -> Result<Entry> {
-        match self.lookup_known(parent, name, crate::cache::Trust::Ttl) {
+        match self.known_name(parent, name, crate::cache::Trust::Ttl) {
             Some(known) => known,
             None => self.lookup(parent, name),
         }

@@ -1,12 +1,11 @@
 //! Files: opening, reading, writing, and everything else that needs a file handle; attributes to be set.
 
-use super::attrs::{Attr, Xattrs};
+use super::attrs::{Asked, Xattrs};
 use super::handles::OpenFile;
-use super::inodes::Epoch;
+use super::walk::SMALL;
 use super::{Caller, Entry, NodeId, Overlay, STALE, shown};
 use crate::backing::BackingFile;
 use crate::cache::{Check, FileId, OpenRecord, Trust, Version};
-use crate::clock::Moment;
 use crate::error::{Error, Result};
 use crate::file::{CachedFile, Changed};
 use crate::hooks::Served;
@@ -53,8 +52,7 @@ pub struct How {
 struct Asking {
     record: OpenRecord,
     check: Check,
-    epoch: Epoch,
-    now: Moment,
+    asked: Asked,
 }
 
 /// Attributes to set; what is `None` stays.
@@ -118,6 +116,9 @@ impl Overlay {
             return None;
         }
         let file = CachedFile::new(record, backing);
+        if trust == Trust::Ttl && stat.size <= SMALL {
+            self.opened_small(id);
+        }
         Some(self.insert(id, file, self.keep(id, version)))
     }
 
@@ -131,6 +132,9 @@ impl Overlay {
             (Arc::new(fd), Some(stat))
         };
         let (file, stat) = self.compared_file(id, fd, asking, stat)?;
+        if is_readable_only(flags) && stat.size <= SMALL {
+            self.opened_small(id);
+        }
         if flags & libc::O_TRUNC != 0 {
             self.cut_opened(caller, id, &file, flags)?;
             return Ok(self.insert(id, file, Keep::No));
@@ -175,15 +179,12 @@ impl Overlay {
 
     /// Begin to compare the content of `id`, before the source is asked anything.
     fn asking(&self, id: NodeId) -> Result<Asking> {
-        let (file, epoch) = {
-            let inodes = self.inodes.lock();
-            (inodes.get(id).ok_or(STALE)?.file, inodes.epoch())
-        };
+        let asked = self.question();
+        let file = self.inodes.lock().get(id).ok_or(STALE)?.file;
         Ok(Asking {
             record: self.record(id, file),
             check: self.cache.begin_check(file),
-            epoch,
-            now: self.now(),
+            asked,
         })
     }
 
@@ -201,12 +202,8 @@ impl Overlay {
             None => self.source.stat(&*fd, Self::FRESH)?,
         };
         self.cache.finish_check(asking.check, Version::of(&stat));
-        let attr = Attr {
-            stat,
-            checked: asking.now,
-        };
         let mut inodes = self.inodes.lock();
-        inodes.store_attr(id, attr, asking.epoch);
+        inodes.store_attr(id, self.answer(stat, &asking.asked), asking.asked.epoch);
         if let Some(node) = inodes.get_mut(id) {
             node.opened(&fd);
         }
@@ -359,16 +356,13 @@ impl Overlay {
 
     /// Run a change of the content of `id`; its attributes afterwards are known from the change itself.
     fn changing_content<T>(&self, id: NodeId, f: impl FnOnce() -> Result<Changed<T>>) -> Result<T> {
+        let asked = self.question();
         let begun = self.inodes.lock().begin_change(id);
-        let now = self.now();
         let result = f();
         let attr = match &result {
             Ok(changed) => {
                 self.see(id, &changed.stat);
-                Some(Attr {
-                    stat: changed.stat,
-                    checked: now,
-                })
+                Some(self.answer(changed.stat, &asked))
             }
             Err(_) => None,
         };
@@ -718,12 +712,12 @@ impl Overlay {
         flags: i32,
         caller: Caller,
     ) -> Result<(Entry, Opened)> {
-        let (asked, now) = (self.inodes.lock().epoch(), self.now());
+        let asked = self.question();
         let stat = self.source.stat(&fd, false)?;
         if !stat.is_file() {
             return Err(STALE);
         }
-        let entry = self.learn(parent, name, stat, now, asked);
+        let entry = self.learn(parent, name, stat, &asked);
         let opened = self
             .asking(entry.node)
             .and_then(|asking| self.compared_file(entry.node, Arc::new(fd), asking, Some(stat)))

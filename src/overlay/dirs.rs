@@ -3,9 +3,8 @@
 //! An open directory is a snapshot. Its positions are indices into that snapshot: 0 is `.`, 1 is `..`, then
 //! the entries; so an entry that was there throughout is listed exactly once, whatever comes and goes.
 
-use super::attrs::{Attr, Listing};
+use super::attrs::{KnownListing, Listing};
 use super::handles::OpenDir;
-use super::inodes::is_fresh;
 use super::{Entry, NodeId, Overlay, shown};
 use crate::cache::{Trust, Version};
 use crate::error::Result;
@@ -38,12 +37,16 @@ impl Overlay {
     /// Open a directory from memory.
     pub fn opendir_known(&self, id: NodeId, trust: Trust) -> Option<u64> {
         let listing = self.listing_known(id, trust)?;
+        if trust == Trust::Ttl {
+            self.visited(id);
+        }
         Some(self.insert_dir(id, listing))
     }
 
     /// Open a directory.
     pub fn opendir(&self, id: NodeId) -> Result<u64> {
-        let listing = self.listing(id)?;
+        self.visited(id);
+        let listing = self.listing_once(id)?;
         Ok(self.insert_dir(id, listing))
     }
 
@@ -55,47 +58,52 @@ impl Overlay {
         })
     }
 
-    fn listing_known(&self, id: NodeId, trust: Trust) -> Option<Arc<Listing>> {
+    pub(super) fn listing_known(&self, id: NodeId, trust: Trust) -> Option<Arc<Listing>> {
         let now = self.now();
-        let inodes = self.inodes.lock();
-        let (listing, checked) = inodes.get(id)?.listing.as_ref()?;
-        if trust == Trust::Ttl && !is_fresh(*checked, now, self.ttl()) {
-            return None;
+        let (listing, left) = self.inodes.lock().listing(id, now)?;
+        (trust == Trust::Any || !left.is_zero()).then_some(listing)
+    }
+
+    /// The listing of a directory, read once, however many want it.
+    pub(super) fn listing_once(&self, id: NodeId) -> Result<Arc<Listing>> {
+        // No entry has an empty name.
+        let asking = self.questions.begin(id, OsStr::new(""));
+        if asking.is_none()
+            && let Some(listing) = self.listing_known(id, Trust::Ttl)
+        {
+            return Ok(listing);
         }
-        Some(listing.clone())
+        self.listing(id)
     }
 
     fn listing(&self, id: NodeId) -> Result<Arc<Listing>> {
         let dir = self.dir(id)?;
-        let (asked, now) = (self.inodes.lock().epoch(), self.now());
-        let wall = self.cache.clock().wall();
+        let asked = self.question();
         let stat = self.source.stat(&*dir, Self::FRESH)?;
         let version = Version::of(&stat);
-        let attr = Attr { stat, checked: now };
         {
             let mut inodes = self.inodes.lock();
-            inodes.store_attr(id, attr, asked);
-            let unchanged = !inodes.is_changed_since(id, asked);
-            if let Some(node) = inodes.get_mut(id)
-                && let Some((listing, checked)) = &mut node.listing
+            inodes.store_attr(id, self.answer(stat, &asked), asked.epoch);
+            let names_max = inodes.trusting().names_max;
+            let unchanged = !inodes.is_changed_since(id, asked.epoch);
+            if let Some(node) = inodes.get(id)
+                && let Some(known) = &node.listing
                 && unchanged
-                && listing.version == version
-                && !listing.racy
+                && known.is_plain()
+                && known.listing.version == version
+                && !known.listing.racy
+                && asked.at.since(known.read) < names_max
             {
-                *checked = now;
-                return Ok(listing.clone());
+                return Ok(known.listing.clone());
             }
         }
-        let listing = Arc::new(Listing {
-            entries: self.source.list(&*dir)?,
-            version,
-            racy: version.is_racy(wall),
-        });
+        let entries = self.source.list(&*dir)?;
+        let listing = Arc::new(Listing::new(entries, version, version.is_racy(asked.wall)));
         let mut inodes = self.inodes.lock();
-        if !inodes.is_changed_since(id, asked)
+        if !inodes.is_changed_since(id, asked.epoch)
             && let Some(node) = inodes.get_mut(id)
         {
-            node.listing = Some((listing.clone(), now));
+            node.listing = Some(KnownListing::new(listing.clone(), asked.at));
         }
         Ok(listing)
     }
@@ -130,6 +138,7 @@ impl Overlay {
         }
         let listing = open.snapshot.lock().clone();
         let mut batch = self.dots(open.node, from);
+        let is_slow = self.runs_ahead();
         for (index, listed) in entries_from(&listing, from) {
             if batch.len() >= BATCH {
                 break;
@@ -138,12 +147,14 @@ impl Overlay {
                 return None;
             }
             let entry = if plus {
-                match self.lookup_known(open.node, &listed.name, trust) {
+                match self.known_name(open.node, &listed.name, trust) {
                     Some(Ok(entry)) => Some(entry),
                     // Gone since the snapshot: do not list it.
                     Some(Err(_)) => continue,
                     None => {
-                        if trust == Trust::Any && !batch.is_empty() {
+                        // Nobody has looked at the attributes yet, and it would take long to fetch them. The kernel asks
+                        // for what follows without them, unless a program has looked at one by then.
+                        if (trust == Trust::Any || is_slow) && !batch.is_empty() {
                             break;
                         }
                         self.put_back(batch);
@@ -165,13 +176,18 @@ impl Overlay {
     pub fn readdir(&self, handle: u64, from: u64, plus: bool) -> Result<Vec<DirEntry>> {
         let open = self.dirs.get(handle)?;
         if from == 0 && open.used.swap(true, Ordering::AcqRel) {
-            let fresh = self.listing(open.node)?;
+            let fresh = self.listing_once(open.node)?;
             *open.snapshot.lock() = fresh;
         }
         let listing = open.snapshot.lock().clone();
         let mut batch = self.dots(open.node, from);
+        let is_slow = self.runs_ahead();
         for (index, listed) in entries_from(&listing, from) {
             if batch.len() >= BATCH {
+                break;
+            }
+            // Here and in `readdir_known`: attributes that nobody has looked at yet are not worth a wait.
+            if plus && is_slow && !batch.is_empty() && !self.knows(open.node, &listed.name) {
                 break;
             }
             // A source that does not tell types in listings is asked for them: FUSE has no "unknown".
@@ -199,7 +215,7 @@ impl Overlay {
     }
 
     fn entry_of(&self, parent: NodeId, name: &OsStr) -> Result<Entry> {
-        match self.lookup_known(parent, name, Trust::Ttl) {
+        match self.known_name(parent, name, Trust::Ttl) {
             Some(known) => known,
             None => self.lookup(parent, name),
         }

@@ -16,7 +16,7 @@
 //! needed are returned as [`Garbage`], because closing one may wait for the source.
 
 use super::Limits;
-use super::attrs::{Attr, Listing, Xattrs};
+use super::attrs::{Asked, Attr, Edit, Held, KnownListing, Listing, Trusting, Xattrs};
 use crate::cache::{FileId, Version};
 use crate::clock::Moment;
 use crate::sys::{Stat, Time};
@@ -48,7 +48,7 @@ const NAMES_MAX: usize = 32;
 const ABSENT_MAX: u32 = 4096;
 
 /// A point in the order of our own changes; see the module's text.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub(super) struct Epoch(u64);
 
 /// Descriptors to be closed by a thread that may wait.
@@ -93,7 +93,9 @@ pub(super) struct Node {
     pub(super) children: HashMap<OsString, Child>,
     /// Absent names added to `children` since they were last thinned out.
     absent: u32,
-    pub(super) listing: Option<(Arc<Listing>, Moment)>,
+    pub(super) listing: Option<KnownListing>,
+    /// A directory: the version that its names hold with.
+    pub(super) held: Option<Held>,
     pub(super) link: Option<(OsString, Version)>,
     /// Extended attributes, of this version.
     pub(super) xattrs: Option<(Version, Xattrs)>,
@@ -145,6 +147,7 @@ pub(super) struct Inodes {
     home_dev: u64,
     foreign_next: u64,
     epoch: u64,
+    trusting: Trusting,
     idle: VecDeque<NodeId>,
     idle_max: usize,
     /// Handles for names below directories, and descriptors for reading files that are read again and
@@ -157,13 +160,14 @@ pub(super) struct Inodes {
 }
 
 impl Inodes {
-    pub(super) fn new(root: &Stat, now: Moment, limits: &Limits) -> Inodes {
+    pub(super) fn new(root: &Stat, asked: &Asked, trusting: Trusting, limits: &Limits) -> Inodes {
         let mut inodes = Inodes {
             nodes: HashMap::new(),
             by_file: HashMap::new(),
             home_dev: root.dev,
             foreign_next: FOREIGN_FIRST,
             epoch: 0,
+            trusting,
             idle: VecDeque::new(),
             idle_max: limits.idle_nodes,
             dirs: LruCache::new(limits.dir_handles),
@@ -173,10 +177,7 @@ impl Inodes {
         };
         let mut node = inodes.fresh(root, 0);
         node.lookups = 1;
-        node.attr = Some(Attr {
-            stat: *root,
-            checked: now,
-        });
+        node.attr = Some(Attr::new(*root, asked, asked.at).trusted(None, &trusting));
         inodes.by_file.insert(node.file, NodeId::ROOT);
         inodes.nodes.insert(NodeId::ROOT, node);
         inodes
@@ -200,6 +201,7 @@ impl Inodes {
             children: HashMap::new(),
             absent: 0,
             listing: None,
+            held: None,
             link: None,
             xattrs: None,
             open: SmallVec::new(),
@@ -216,6 +218,42 @@ impl Inodes {
 
     pub(super) fn get_mut(&mut self, id: NodeId) -> Option<&mut Node> {
         self.nodes.get_mut(&id)
+    }
+
+    /// How long things are believed.
+    pub(super) fn trusting(&self) -> &Trusting {
+        &self.trusting
+    }
+
+    /// Believe things for so long from now on.
+    pub(super) fn set_trusting(&mut self, trusting: Trusting) {
+        self.trusting = trusting;
+    }
+
+    /// How much longer it may be believed at `now` what a name in a directory stands for.
+    pub(super) fn name_left(&self, parent: NodeId, child: &Child, now: Moment) -> Duration {
+        let held = self.nodes.get(&parent).and_then(|dir| dir.held.as_ref());
+        Held::name_left(held, child.checked, now, &self.trusting)
+    }
+
+    /// The entries of a directory, and how much longer they may be believed at `now`.
+    pub(super) fn listing(&mut self, id: NodeId, now: Moment) -> Option<(Arc<Listing>, Duration)> {
+        let dir = self.nodes.get_mut(&id)?;
+        let known = dir.listing.as_mut()?;
+        let left = known.left(dir.held.as_ref(), now, &self.trusting);
+        if known.is_plain() {
+            return Some((known.listing.clone(), left));
+        }
+        // Out of the table for the look at other nodes.
+        let mut known = dir.listing.take()?;
+        let edited = known.edited(|name| {
+            let child = self.nodes.get(&id)?.children.get(name)?;
+            self.nodes.get(&child.node?).map(|node| node.file.ino)
+        })?;
+        if let Some(dir) = self.nodes.get_mut(&id) {
+            dir.listing = Some(known);
+        }
+        Some((edited, left))
     }
 
     /// Now, for a question to the source that is about to be asked.
@@ -365,17 +403,19 @@ impl Inodes {
         }
     }
 
-    /// Store attributes from a question that was asked at `asked`; false when a change of ours makes it
-    /// unclear whether they are current.
-    pub(super) fn store_attr(&mut self, id: NodeId, attr: Attr, asked: Epoch) -> bool {
-        let Some(node) = self.nodes.get_mut(&id) else {
-            return false;
-        };
+    /// Store attributes from a question that was asked at `asked`, and say for how long they are believed; `None` when a
+    /// change of ours makes it unclear whether they are current.
+    pub(super) fn store_attr(&mut self, id: NodeId, attr: Attr, asked: Epoch) -> Option<Attr> {
+        let node = self.nodes.get_mut(&id)?;
         if node.changing > 0 || node.changed > asked {
-            return false;
+            return None;
+        }
+        let attr = attr.trusted(node.attr.as_ref(), &self.trusting);
+        if node.kind == crate::sys::S_IFDIR {
+            node.held = Some(Held::observe(node.held, &attr, &self.trusting));
         }
         node.attr = Some(attr);
-        true
+        Some(attr)
     }
 
     /// A change of `id` begins: what is known of its attributes is void until it ends.
@@ -396,10 +436,21 @@ impl Inodes {
             node.changing -= 1;
             let is_sole = node.changing == 0 && node.changed <= begun;
             node.changed = epoch;
-            node.attr = attr.filter(|_| is_sole);
-            if node.kind == crate::sys::S_IFDIR {
-                node.listing = None;
+            let attr = attr.filter(|_| is_sole);
+            node.attr = attr.map(|attr| attr.trusted(None, &self.trusting));
+            if let Some(held) = &mut node.held {
+                held.version = None;
             }
+        }
+    }
+
+    /// A change of ours to the names of a directory has ended, and this is what it did; `None` when that is not known.
+    pub(super) fn edit_listing(&mut self, id: NodeId, edits: Option<&[Edit<'_>]>) {
+        if let Some(dir) = self.nodes.get_mut(&id)
+            && let Some(known) = &mut dir.listing
+            && !edits.is_some_and(|edits| known.edit(edits))
+        {
+            dir.listing = None;
         }
     }
 
@@ -428,6 +479,7 @@ impl Inodes {
         node.attr = None;
         node.seen = None;
         node.listing = None;
+        node.held = None;
         node.link = None;
         node.xattrs = None;
         node.proven = None;

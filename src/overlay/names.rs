@@ -3,6 +3,7 @@
 //! Each change of a directory is bracketed by `begin_change` and `end_change` of that directory, so that no
 //! lookup or listing that was under way meanwhile is remembered.
 
+use super::attrs::Edit;
 use super::content::source_flags;
 use super::{Caller, Entry, NodeId, Opened, Overlay, STALE};
 use crate::error::{Error, Result};
@@ -26,11 +27,19 @@ impl Overlay {
         }
     }
 
-    /// Run a change of directory `parent`.
-    fn changing_dir<T>(&self, parent: NodeId, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Run a change of directory `parent` that does `edits` to its names, if it goes well (`None`: unknown ones).
+    fn changing_dir<T>(
+        &self,
+        parent: NodeId,
+        edits: Option<&[Edit<'_>]>,
+        f: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let begun = self.inodes.lock().begin_change(parent);
         let result = f();
-        self.inodes.lock().end_change(parent, begun, None);
+        let mut inodes = self.inodes.lock();
+        inodes.end_change(parent, begun, None);
+        inodes.edit_listing(parent, edits.filter(|_| result.is_ok()));
+        drop(inodes);
         self.names_changed();
         result
     }
@@ -39,11 +48,11 @@ impl Overlay {
     fn make(
         &self,
         parent: NodeId,
-        name: &OsStr,
+        (name, kind): (&OsStr, u32),
         make: impl FnOnce(&Arc<OwnedFd>) -> Result<()>,
     ) -> Result<Entry> {
         let dir = self.dir(parent)?;
-        self.changing_dir(parent, || make(&dir))?;
+        self.changing_dir(parent, Some(&[Edit::Add(name, kind)]), || make(&dir))?;
         self.lookup(parent, name)
     }
 
@@ -60,7 +69,8 @@ impl Overlay {
         // Truncation is a change of content, which must go through the cache: it comes after the opening.
         let exclusive = OFlag::from_bits_retain(flags & libc::O_EXCL);
         let source_flags = source_flags(flags) | exclusive | OFlag::O_NONBLOCK;
-        let fd = self.changing_dir(parent, || {
+        let edit = [Edit::Add(name, crate::sys::S_IFREG)];
+        let fd = self.changing_dir(parent, Some(&edit), || {
             self.creator(caller, mode, umask)
                 .run(|| self.source.create(&*dir, name, source_flags, mode & 0o7777))
         });
@@ -83,7 +93,11 @@ impl Overlay {
         (mode, umask): (u32, u32),
         device: u32,
     ) -> Result<Entry> {
-        self.make(parent, name, |dir| {
+        let kind = match mode & crate::sys::S_IFMT {
+            0 => crate::sys::S_IFREG,
+            kind => kind,
+        };
+        self.make(parent, (name, kind), |dir| {
             self.creator(caller, mode, umask)
                 .run(|| self.source.mknod(&**dir, name, mode, device))
         })
@@ -97,7 +111,7 @@ impl Overlay {
         name: &OsStr,
         (mode, umask): (u32, u32),
     ) -> Result<Entry> {
-        self.make(parent, name, |dir| {
+        self.make(parent, (name, crate::sys::S_IFDIR), |dir| {
             self.creator(caller, mode, umask)
                 .run(|| self.source.mkdir(&**dir, name, mode & 0o7777))
         })
@@ -111,7 +125,7 @@ impl Overlay {
         name: &OsStr,
         target: &Path,
     ) -> Result<Entry> {
-        self.make(parent, name, |dir| {
+        self.make(parent, (name, crate::sys::S_IFLNK), |dir| {
             self.creator(caller, 0, 0)
                 .run(|| self.source.symlink(&**dir, name, target))
         })
@@ -120,7 +134,8 @@ impl Overlay {
     /// Give the file `id` one more name.
     pub fn link(&self, id: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
         let dir = self.dir(parent)?;
-        self.changing_dir(parent, || {
+        let kind = self.inodes.lock().get(id).ok_or(STALE)?.kind;
+        self.changing_dir(parent, Some(&[Edit::Add(name, kind)]), || {
             self.changing_attributes(id, || {
                 self.at_name(id, |old_dir, old_name| {
                     let stat = self.source.stat_at(&**old_dir, old_name, false)?;
@@ -187,7 +202,7 @@ impl Overlay {
             }
             Ok(())
         };
-        let result = self.changing_dir(parent, || match victim {
+        let result = self.changing_dir(parent, Some(&[Edit::Remove(name)]), || match victim {
             Some(victim) => self.unlinking(victim, removed),
             None => removed(),
         });
@@ -278,8 +293,18 @@ impl Overlay {
             }
             Ok(())
         };
-        let result = self.changing_dir(from.0, || {
-            self.changing_dir(to.0, || {
+        let kind_of = |id: Option<NodeId>| Some(self.inodes.lock().get(id?)?.kind);
+        let (moved_kind, other_kind) = (kind_of(moved), kind_of(other));
+        let left = match exchange {
+            true => other_kind.map(|kind| Edit::Add(from.1, kind)),
+            // RENAME_WHITEOUT leaves something there.
+            false => (flags & !RENAME_NOREPLACE == 0).then_some(Edit::Remove(from.1)),
+        };
+        let come = moved_kind.map(|kind| Edit::Add(to.1, kind));
+        let (left, come) = (left.map(|edit| [edit]), come.map(|edit| [edit]));
+        let [left, come] = [&left, &come].map(|edits| edits.as_ref().map(|edits| &edits[..]));
+        let result = self.changing_dir(from.0, left, || {
+            self.changing_dir(to.0, come, || {
                 self.changing_if_known(moved, || self.changing_if_known(other, rename))
             })
         });

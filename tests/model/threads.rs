@@ -280,7 +280,7 @@ impl Shared {
                     .expect("chmod");
             }
             5 => self.view.clock.advance(TTL / 3),
-            6 => overlay.sweep(TTL),
+            6 => overlay.close_idle(TTL),
             _ => {}
         }
     }

@@ -187,7 +187,7 @@ impl View {
                 Value::Nothing
             }
             Op::Sweep => {
-                overlay.sweep(Duration::ZERO);
+                overlay.close_idle(Duration::ZERO);
                 Value::Nothing
             }
             Op::Outside(..) => Value::Nothing,
