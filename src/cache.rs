@@ -10,8 +10,8 @@
 //! * The bytes of a record are those of its version. They are handed out while the record was compared with
 //!   the source less than `ttl` ago, or by a caller who has just compared it ([`Trust`]).
 //! * A changed version is a stranger's write: all slots are dropped.
-//! * Memory is bounded: bytes plus [`SLOT_OVERHEAD`] for each slot stay at or under the limit; the least
-//!   recently used slot goes first.
+//! * Memory is bounded: bytes plus [`SLOT_OVERHEAD`] for each slot stay at or under the limit. What was read once goes
+//!   before what was read again, and the least recently used of those first.
 //! * Coherence under concurrent reads and writes is the business of the tickets, [`Fill`] and [`Write`], and
 //!   is stated in their module.
 //!
@@ -24,6 +24,7 @@
 
 mod flight;
 mod index;
+mod order;
 mod ticket;
 
 pub use flight::Flight;
@@ -399,7 +400,7 @@ impl Cache {
         if index.seen(id) != Some(seen) {
             return;
         }
-        let evicted = index.complete_fill(id, span, seen.generation, bytes, wall);
+        let evicted = index.complete_fill(id, span, span, seen.generation, bytes, wall);
         drop(index);
         self.settle(evicted);
     }
