@@ -243,92 +243,6 @@ impl Order for Slru {
     }
 }
 
-/// Segmented LRU that moves late, with the names of what went. A slot that comes back is protected at once when the
-/// protected part has room, or when it was used more recently than the last one there.
-struct Ghosts {
-    limit: u64,
-    percent: u64,
-    ghost_percent: u64,
-    probation: List,
-    protected: List,
-    ghosts: List,
-    used: HashSet<usize>,
-    last: HashMap<usize, u64>,
-    now: u64,
-    /// Names are kept, and counted within the limit.
-    overhead: u64,
-}
-
-impl Ghosts {
-    fn new(limit: u64, percent: u64, ghost_percent: u64) -> Ghosts {
-        Ghosts {
-            limit,
-            percent,
-            ghost_percent,
-            probation: List::new(),
-            protected: List::new(),
-            ghosts: List::new(),
-            used: HashSet::new(),
-            last: HashMap::new(),
-            now: 0,
-            overhead: 128,
-        }
-    }
-    fn protect(&mut self, slot: usize, cost: u64) {
-        self.protected.push(slot, cost);
-        while self.protected.bytes > self.limit * self.percent / 100
-            && let Some((slot, cost)) = self.protected.pop()
-        {
-            self.used.remove(&slot);
-            self.probation.push(slot, cost);
-        }
-    }
-}
-
-impl Order for Ghosts {
-    fn name(&self) -> String {
-        format!(
-            "late SLRU {} %, ghosts {} %",
-            self.percent, self.ghost_percent
-        )
-    }
-    fn read(&mut self, slot: usize, cost: u64) -> bool {
-        self.now += 1;
-        let then = self.last.insert(slot, self.now).unwrap_or(0);
-        if self.protected.touch(slot) {
-            return true;
-        }
-        if self.probation.touch(slot) {
-            self.used.insert(slot);
-            return true;
-        }
-        let room = self.protected.bytes + cost <= self.limit * self.percent / 100;
-        let oldest = self
-            .protected
-            .slots
-            .peek_lru()
-            .map_or(0, |(s, _)| self.last[s]);
-        if self.ghosts.remove(slot) && (room || then > oldest) {
-            self.protect(slot, cost);
-        } else {
-            self.probation.push(slot, cost);
-        }
-        let names = self.overhead * self.ghosts.slots.len() as u64;
-        while self.probation.bytes + self.protected.bytes + names > self.limit {
-            let Some((slot, cost)) = self.probation.pop().or_else(|| self.protected.pop()) else {
-                break;
-            };
-            if self.used.remove(&slot) {
-                self.protect(slot, cost);
-            } else if self.ghost_percent > 0 {
-                self.ghosts.push(slot, cost);
-                self.ghosts.trim(self.limit * self.ghost_percent / 100);
-            }
-        }
-        false
-    }
-}
-
 /// Yang and others 2023: a small and a main FIFO and the names of what left the small one.
 struct S3Fifo {
     limit: u64,
@@ -576,8 +490,6 @@ fn orders(trace: &Trace, limit: u64) -> Vec<Box<dyn Order>> {
             protected: List::new(),
         })
     };
-    let ghosts =
-        |percent, ghosts| -> Box<dyn Order> { Box::new(Ghosts::new(limit, percent, ghosts)) };
     vec![
         Box::new(Lru {
             limit,
@@ -586,15 +498,6 @@ fn orders(trace: &Trace, limit: u64) -> Vec<Box<dyn Order>> {
         slru(50),
         slru(80),
         slru(90),
-        ghosts(50, 0),
-        ghosts(80, 0),
-        ghosts(90, 0),
-        ghosts(50, 100),
-        ghosts(80, 50),
-        ghosts(80, 100),
-        ghosts(80, 200),
-        ghosts(90, 100),
-        ghosts(95, 100),
         Box::new(S3Fifo {
             limit,
             small: List::new(),

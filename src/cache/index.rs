@@ -4,12 +4,12 @@
 //! Invariants, checked by `assert_invariants`:
 //! 1. Slots of a record do not overlap, none is empty, none reaches behind the size of its version.
 //! 2. `order` has exactly one entry for each slot that is not pinned, with its cost.
-//! 3. `used` is the sum of all slots' bytes and overhead, and at most `limit`; `pinned` that of the pinned ones, and at
-//!    most half of it, so that evicting the others is always enough.
+//! 3. `used` is the sum of all slots' bytes and overhead, and at most `limit` with the names that `order` keeps; `pinned`
+//!    that of the pinned ones, and at most half of it, so that evicting the others is always enough.
 //! 4. A record without slots, opens and writers does not exist, unless its file is pinned.
 
 use super::flight::Flight;
-use super::order::{Order, Reads, Standing};
+use super::order::{Order, Reads};
 use super::{Compared, FileId, Key, Seen, Version};
 use crate::clock::Moment;
 use crate::span::Span;
@@ -409,8 +409,7 @@ impl Index {
                 if pinned {
                     self.pinned += cost(&bytes);
                 } else {
-                    self.order
-                        .insert((id, gap.pos), cost(&bytes), Standing::New);
+                    self.order.insert((id, gap.pos), cost(&bytes));
                 }
                 let mut reads = Reads::default();
                 reads.note(gap.intersect(wanted).within(gap.pos), bytes.len());
@@ -427,7 +426,7 @@ impl Index {
     }
 
     fn enforce_limit(&mut self, dropped: &mut Dropped) {
-        while self.used > self.limit {
+        while self.bytes_used() > self.limit {
             let Some((id, pos)) = self.order.pop() else {
                 return;
             };
@@ -449,14 +448,13 @@ impl Index {
         }
     }
 
-    /// The slot is out of its record. Where it stood in the order.
-    fn uncount(&mut self, id: FileId, pos: u64, slot: &Slot) -> Standing {
+    /// The slot is out of its record.
+    fn uncount(&mut self, id: FileId, pos: u64, slot: &Slot) {
         self.used -= cost(&slot.bytes);
         if slot.pinned {
             self.pinned -= cost(&slot.bytes);
-            Standing::New
         } else {
-            self.order.remove(&(id, pos))
+            self.order.remove(&(id, pos));
         }
     }
 
@@ -491,7 +489,7 @@ impl Index {
             else {
                 continue;
             };
-            let standing = self.uncount(id, start, &slot);
+            self.uncount(id, start, &slot);
             let whole = slot_span(start, &slot);
             let before = Span::between(whole.pos, span.pos.min(whole.end()));
             let after = Span::between(span.end().max(whole.pos), whole.end());
@@ -507,7 +505,7 @@ impl Index {
                 if pinned {
                     self.pinned += cost(&bytes);
                 } else {
-                    self.order.insert((id, part.pos), cost(&bytes), standing);
+                    self.order.insert((id, part.pos), cost(&bytes));
                 }
                 if let Some(record) = self.records.get_mut(&id) {
                     let slot = Slot {
@@ -738,8 +736,7 @@ impl Index {
         for (&pos, slot) in record.slots.iter_mut().filter(|(_, slot)| slot.pinned) {
             slot.pinned = false;
             self.pinned -= cost(&slot.bytes);
-            self.order
-                .insert((id, pos), cost(&slot.bytes), Standing::New);
+            self.order.insert((id, pos), cost(&slot.bytes));
         }
         self.retire(id);
     }
@@ -764,7 +761,7 @@ impl Index {
     }
 
     pub(super) fn bytes_used(&self) -> u64 {
-        self.used
+        self.used + self.order.names_bytes()
     }
 
     pub(super) fn assert_invariants(&self) {
@@ -806,7 +803,7 @@ impl Index {
             "slots and bytes in order"
         );
         self.order.assert_invariants();
-        assert!(self.used <= self.limit, "limit overshot");
+        assert!(self.bytes_used() <= self.limit, "limit overshot");
     }
 }
 
