@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What a slot costs beside its bytes: its place in the two maps and the buffer's header, measured with
-/// 4 KiB slots (about 230 bytes) and rounded up.
+/// 4 KiB slots (210 to 245 bytes) and rounded up.
 pub const SLOT_OVERHEAD: u64 = 256;
 
 #[derive(Debug)]

@@ -31,6 +31,9 @@ const NAME_BYTES: u64 = 128;
 /// that goes round in a loop might never come back in time to be noticed, and what was protected once would stay.
 const NAMES_PART: u64 = 25;
 
+/// Fewer names than this are none: in a cache of so few slots they would cost one of them and find nothing.
+const NAMES_MIN: usize = 16;
+
 /// Most slots that one eviction moves before it takes the next for good, whatever its mark: the lock is held meanwhile.
 /// What is lost by that is one used slot of 257, and only when all of memory was read again since the last eviction.
 const MOVES_MAX: u32 = 256;
@@ -78,7 +81,11 @@ pub(super) struct Order {
 impl Order {
     /// The order of slots that cost `limit` at most together, names included.
     pub(super) fn new(limit: u64) -> Order {
-        let names_max = usize::try_from(limit / NAMES_PART / NAME_BYTES).unwrap_or(usize::MAX);
+        let names_max = match usize::try_from(limit / NAMES_PART / NAME_BYTES) {
+            Ok(few) if few < NAMES_MIN => 0,
+            Ok(names) => names,
+            Err(_) => usize::MAX,
+        };
         let border_max = limit - limit / 10;
         Order {
             probation: LruCache::unbounded(),
