@@ -7,8 +7,9 @@
 //!
 //! A trace is a text file of lines `file pos size` (see scripts/traces). Files that are read from the beginning on are
 //! fetched in slots of 128 KiB, as read-ahead does; of files that are read at random each piece is a slot of its own.
-//! What is counted are *uses*: the first piece of a slot that a pass reads; the rest of that pass hits in any order. The
-//! cache gets every piece, the models get the uses. All of them pay [`SLOT_OVERHEAD`] for each slot.
+//! What is counted are *uses*: the first piece of a slot that a pass reads; the rest of that pass hits in any order.
+//! The cache gets every piece, the models get the uses. All pay [`SLOT_OVERHEAD`] for each slot; for names of what they
+//! let go the cache pays, too, and the models do not.
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -23,7 +24,9 @@ use warmfs::span::Span;
 use warmfs::stats::Stats;
 use warmfs::sys::Time;
 
+/// What one request of the kernel reads ahead.
 const SLOT: u64 = 128 << 10;
+/// What every fill brings: what the bytes are does not matter here.
 static ZEROS: [u8; 4 << 20] = [0; 4 << 20];
 
 /// One read, within one slot.
@@ -249,12 +252,14 @@ struct S3Fifo {
     small: List,
     main: List,
     ghosts: List,
+    /// The names kept are those of so much, in hundredths of the limit.
+    reach: u64,
     uses: HashMap<usize, u8>,
 }
 
 impl Order for S3Fifo {
     fn name(&self) -> String {
-        "S3-FIFO".into()
+        format!("S3-FIFO, names of {} %", self.reach)
     }
     fn read(&mut self, slot: usize, cost: u64) -> bool {
         if let Some(uses) = self.uses.get_mut(&slot) {
@@ -285,7 +290,7 @@ impl Order for S3Fifo {
                 self.uses.remove(&slot);
                 if from_small {
                     self.ghosts.push(slot, cost);
-                    self.ghosts.trim(self.limit * 9 / 10);
+                    self.ghosts.trim(self.limit * self.reach / 100);
                 }
             }
         }
@@ -490,6 +495,16 @@ fn orders(trace: &Trace, limit: u64) -> Vec<Box<dyn Order>> {
             protected: List::new(),
         })
     };
+    let s3_fifo = |reach| -> Box<dyn Order> {
+        Box::new(S3Fifo {
+            limit,
+            small: List::new(),
+            main: List::new(),
+            ghosts: List::new(),
+            reach,
+            uses: HashMap::new(),
+        })
+    };
     vec![
         Box::new(Lru {
             limit,
@@ -498,13 +513,8 @@ fn orders(trace: &Trace, limit: u64) -> Vec<Box<dyn Order>> {
         slru(50),
         slru(80),
         slru(90),
-        Box::new(S3Fifo {
-            limit,
-            small: List::new(),
-            main: List::new(),
-            ghosts: List::new(),
-            uses: HashMap::new(),
-        }),
+        s3_fifo(90),
+        s3_fifo(300),
         Box::new(Sieve {
             limit,
             bytes: 0,

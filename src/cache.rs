@@ -487,7 +487,8 @@ impl Cache {
         self.index.lock().keys(id)
     }
 
-    /// Bytes held, with [`SLOT_OVERHEAD`] for each slot, and the names of what was let go: what the limit is compared with.
+    /// Bytes held, with [`SLOT_OVERHEAD`] for each slot, and the names of what was let go: what the limit is compared
+    /// with.
     pub fn bytes_used(&self) -> u64 {
         self.index.lock().bytes_used()
     }

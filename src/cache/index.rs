@@ -1,11 +1,11 @@
-//! The one index: records by file, slots by position. Plain data under the cache's mutex; nothing here blocks, calls out
-//! or frees a large buffer (what is dropped is returned). Which slot goes first is said by [`Order`].
+//! The one index: records by file, slots by position. Plain data under the cache's mutex; nothing here blocks, calls
+//! out or frees a large buffer (what is dropped is returned). Which slot goes first is said by [`Order`].
 //!
 //! Invariants, checked by `assert_invariants`:
 //! 1. Slots of a record do not overlap, none is empty, none reaches behind the size of its version.
 //! 2. `order` has exactly one entry for each slot that is not pinned, with its cost.
-//! 3. `used` is the sum of all slots' bytes and overhead, and at most `limit` with the names that `order` keeps; `pinned`
-//!    that of the pinned ones, and at most half of it, so that evicting the others is always enough.
+//! 3. `used` is the sum of all slots' bytes and overhead, and at most `limit` with the names that `order` keeps;
+//!    `pinned` that of the pinned ones, and at most half of it, so that evicting the others is always enough.
 //! 4. A record without slots, opens and writers does not exist, unless its file is pinned.
 
 use super::flight::Flight;

@@ -7,11 +7,11 @@
 //! Moving late instead of at the second read has two reasons: a hit costs what it costs in a plain LRU (one move in one
 //! list, no allocation), and nothing is decided before memory is short.
 //!
-//! Of slots that went, the *names* are kept for a while. A slot that comes back is protected at once if it was used later
-//! than the last of the protected ones (or if there is room): its time between two uses is then the shorter one. Otherwise
-//! those that are there stay, so that a loop larger than the memory keeps a part of itself instead of nothing. Each coming
-//! back also moves the *border* between the parts: one that deserved protection and was let go asks for more probation,
-//! one that was away for longer asks for less. A scan has no names and moves nothing.
+//! Of slots that went, the *names* are kept for a while. A slot that comes back is protected at once if it was used
+//! later than the last of the protected ones (or if there is room): its time between two uses is then the shorter
+//! one. Otherwise those that are there stay, so that a loop larger than the memory keeps a part of itself instead of
+//! nothing. Each coming back also moves the *border* between the parts: one that deserved protection and was let go
+//! asks for more probation, one that was away for longer asks for less. A scan has no names and moves nothing.
 //!
 //! What counts as a second read is the business of [`Reads`]. scripts/replay compares this order with others.
 //!
@@ -227,10 +227,10 @@ impl Order {
 
 /// Which parts of a slot have been read since it came: tells a second read from the rest of the first.
 ///
-/// Programs read a slot in pieces: one by one, or several at once in any order (the kernel's read-ahead). All of that is
-/// one use. A slot is split into at most 64 equal parts of at least a page; a part counts as read when its last byte
-/// was, and a read that begins in such a part is a second one. Small pieces read over and over without ever reaching the end of
-/// their part are not found: they still move to the front of probation each time.
+/// Programs read a slot in pieces: one by one, or several at once in any order (the kernel's read-ahead). All of that
+/// is one use. A slot is split into at most 64 equal parts of at least a page; a part counts as read when its last
+/// byte was, and a read that begins in such a part is a second one. Small pieces read over and over without ever
+/// reaching the end of their part are not found: they still move to the front of probation each time.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Reads(u64);
 

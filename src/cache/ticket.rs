@@ -55,8 +55,8 @@ impl Fill {
         self.span
     }
 
-    /// Only `part` is wanted now; what is fetched beside it is not used before it is read. Unless this is called, all of
-    /// the span is wanted.
+    /// Only `part` is wanted now; what is fetched beside it is not used before it is read. Unless this is called, all
+    /// of the span is wanted.
     pub fn wanted(mut self, part: Span) -> Fill {
         self.wanted = part;
         self
