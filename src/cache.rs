@@ -10,8 +10,8 @@
 //! * The bytes of a record are those of its version. They are handed out while the record was compared with
 //!   the source less than `ttl` ago, or by a caller who has just compared it ([`Trust`]).
 //! * A changed version is a stranger's write: all slots are dropped.
-//! * Memory is bounded: bytes plus [`SLOT_OVERHEAD`] for each slot stay at or under the limit; the least
-//!   recently used slot goes first.
+//! * Memory is bounded: bytes plus [`SLOT_OVERHEAD`] for each slot stay at or under the limit. What was read once goes
+//!   before what was read again, and the least recently used of those first.
 //! * Coherence under concurrent reads and writes is the business of the tickets, [`Fill`] and [`Write`], and
 //!   is stated in their module.
 //!
@@ -24,6 +24,7 @@
 
 mod flight;
 mod index;
+mod order;
 mod ticket;
 
 pub use flight::Flight;
@@ -399,7 +400,7 @@ impl Cache {
         if index.seen(id) != Some(seen) {
             return;
         }
-        let evicted = index.complete_fill(id, span, seen.generation, bytes, wall);
+        let evicted = index.complete_fill(id, span, span, seen.generation, bytes, wall);
         drop(index);
         self.settle(evicted);
     }
@@ -487,7 +488,8 @@ impl Cache {
         self.index.lock().keys(id)
     }
 
-    /// Bytes held, with [`SLOT_OVERHEAD`] for each slot: what the limit is compared with.
+    /// Bytes held, with [`SLOT_OVERHEAD`] for each slot, and the names of what was let go: what the limit is compared
+    /// with.
     pub fn bytes_used(&self) -> u64 {
         self.index.lock().bytes_used()
     }
@@ -614,5 +616,140 @@ mod tests {
         assert_eq!(cache.version(version.id), None);
         assert_eq!(cache.bytes_used(), 0);
         cache.assert_invariants();
+    }
+
+    const FILE: u64 = 64 << 10;
+
+    /// A megabyte of memory, in front of files of 64 KiB in one slot each.
+    struct Files {
+        cache: Arc<Cache>,
+        open: Vec<OpenRecord>,
+    }
+
+    impl Files {
+        fn new(count: u64) -> Files {
+            let (cache, _clock) = cache(Duration::from_secs(1));
+            let open = |ino| {
+                let id = FileId { dev: 1, ino };
+                let record = cache.open(id, || ino.to_string().into());
+                let version = Version {
+                    id,
+                    size: FILE,
+                    ..version(at(10, 5), at(10, 5))
+                };
+                cache.finish_check(cache.begin_check(id), version);
+                record
+            };
+            let open = (0..count).map(open).collect();
+            Files { cache, open }
+        }
+
+        /// Was the span there? If not, the whole file is fetched for it.
+        fn read_span(&self, file: usize, span: Span) -> bool {
+            let id = self.open[file].id();
+            if let Found::Hit(_) = self.cache.get(id, span, Trust::Any) {
+                return true;
+            }
+            match self.cache.next(id, Span::new(0, FILE)) {
+                Step::Lead(fill) => fill
+                    .wanted(span)
+                    .complete(Bytes::from_static(&[7; FILE as usize])),
+                other => panic!("expected a gap, got {other:?}"),
+            }
+            self.cache.assert_invariants();
+            false
+        }
+
+        fn read(&self, file: usize) -> bool {
+            self.read_span(file, Span::new(0, FILE))
+        }
+
+        /// A pass in pieces, as a program reads with O_DIRECT.
+        fn read_in_pieces(&self, file: usize) {
+            for pos in (0..FILE).step_by(4096) {
+                self.read_span(file, Span::new(pos, 4096));
+            }
+        }
+
+        fn holds(&self, file: usize) -> bool {
+            self.cache.holds(self.open[file].id())
+        }
+    }
+
+    #[test]
+    fn a_backup_that_reads_everything_once_leaves_the_working_set() {
+        let files = Files::new(200);
+        let hot = 0..8;
+        for _ in 0..2 {
+            hot.clone().for_each(|file| files.read_in_pieces(file));
+        }
+        (0..200).for_each(|file| files.read_in_pieces(file));
+        for file in hot {
+            assert!(files.read(file), "{file} went");
+        }
+        assert!(files.cache.stats().evicted_slots.get() > 150);
+        assert!(files.cache.bytes_used() <= files.cache.bytes_max());
+    }
+
+    #[test]
+    fn a_slot_used_twice_survives_a_scan_and_one_used_once_does_not() {
+        let files = Files::new(60);
+        files.read(0);
+        files.read(1);
+        assert!(files.read(1));
+        (2..60).for_each(|file| assert!(!files.read(file)));
+        assert!(!files.holds(0));
+        assert!(files.read(1));
+    }
+
+    #[test]
+    fn reading_one_slot_in_pieces_is_one_use() {
+        let files = Files::new(60);
+        files.read_in_pieces(0);
+        (1..60).for_each(|file| files.read_in_pieces(file));
+        assert!(!files.holds(0));
+    }
+
+    #[test]
+    fn what_was_fetched_ahead_is_used_when_it_is_read() {
+        let files = Files::new(60);
+        files.read_span(0, Span::new(0, 4096));
+        // The first read of most of it.
+        assert!(files.read_span(0, Span::new(4096, FILE - 4096)));
+        (1..40).for_each(|file| assert!(!files.read(file)));
+        assert!(!files.holds(0));
+    }
+
+    /// A build writes most of its files to be read once.
+    #[test]
+    fn what_was_written_is_found_and_goes_when_it_was_read_once() {
+        let files = Files::new(60);
+        let id = files.open[0].id();
+        let before = files.cache.version(id).expect("a version");
+        let write = files.cache.begin_write(id, Span::new(0, FILE));
+        write.commit(&Bytes::from_static(&[8; FILE as usize]), before);
+        (1..10).for_each(|file| assert!(!files.read(file)));
+        assert!(files.read(0));
+        (10..60).for_each(|file| assert!(!files.read(file)));
+        assert!(!files.holds(0));
+    }
+
+    #[test]
+    fn pinned_slots_stay_whatever_the_order() {
+        let files = Files::new(60);
+        let id = files.open[0].id();
+        files.read(0);
+        assert!(files.cache.pin(id, || "0".into()));
+        for _ in 0..3 {
+            (1..60).for_each(|file| {
+                files.read(file);
+            });
+        }
+        assert!(files.read(0));
+        files.cache.unpin(id);
+        (1..60).for_each(|file| {
+            files.read(file);
+        });
+        assert!(!files.holds(0));
     }
 }

@@ -1,19 +1,19 @@
-//! The one index: records by file, slots by position, and the order of eviction. Plain data under the
-//! cache's mutex; nothing here blocks, calls out or frees a large buffer (what is dropped is returned).
+//! The one index: records by file, slots by position. Plain data under the cache's mutex; nothing here blocks, calls
+//! out or frees a large buffer (what is dropped is returned). Which slot goes first is said by [`Order`].
 //!
 //! Invariants, checked by `assert_invariants`:
 //! 1. Slots of a record do not overlap, none is empty, none reaches behind the size of its version.
-//! 2. `lru` has exactly one entry for each slot that is not pinned.
-//! 3. `used` is the sum of all slots' bytes and overhead, and at most `limit`; `pinned` that of the pinned ones, and at
-//!    most half of it, so that evicting the others is always enough.
+//! 2. `order` has exactly one entry for each slot that is not pinned, with its cost.
+//! 3. `used` is the sum of all slots' bytes and overhead, and at most `limit` with the names that `order` keeps;
+//!    `pinned` that of the pinned ones, and at most half of it, so that evicting the others is always enough.
 //! 4. A record without slots, opens and writers does not exist, unless its file is pinned.
 
 use super::flight::Flight;
+use super::order::{Order, Reads};
 use super::{Compared, FileId, Key, Seen, Version};
 use crate::clock::Moment;
 use crate::span::Span;
 use bytes::{Bytes, BytesMut};
-use lru::LruCache;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What a slot costs beside its bytes: its place in the two maps and the buffer's header, measured with
-/// 4 KiB slots (about 230 bytes) and rounded up.
+/// 4 KiB slots (210 to 245 bytes) and rounded up.
 pub const SLOT_OVERHEAD: u64 = 256;
 
 #[derive(Debug)]
@@ -29,8 +29,9 @@ struct Slot {
     bytes: Bytes,
     /// Filled within a tick of the file's last change: not believed beyond the next comparison.
     racy: bool,
-    /// Not to be evicted: has no entry in `lru`.
+    /// Not to be evicted: has no entry in `order`.
     pinned: bool,
+    reads: Reads,
 }
 
 #[derive(Debug)]
@@ -140,7 +141,7 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Index {
     records: HashMap<FileId, Record>,
-    lru: LruCache<(FileId, u64), ()>,
+    order: Order,
     used: u64,
     pinned: u64,
     limit: u64,
@@ -203,7 +204,7 @@ impl Index {
         Index {
             ttl,
             records: HashMap::new(),
-            lru: LruCache::unbounded(),
+            order: Order::new(limit),
             used: 0,
             pinned: 0,
             limit,
@@ -288,7 +289,7 @@ impl Index {
     }
 
     pub(super) fn covered(&mut self, id: FileId, span: Span) -> Option<(Pieces, Seen)> {
-        let record = self.records.get(&id)?;
+        let record = self.records.get_mut(&id)?;
         let seen = Seen {
             version: record.version?,
             generation: record.generation,
@@ -305,7 +306,9 @@ impl Index {
             at = part.end();
         }
         for start in touched {
-            self.lru.promote(&(id, start));
+            if let Some(slot) = record.slots.get_mut(&start) {
+                note_read(&mut self.order, id, start, slot, span);
+            }
         }
         Some((pieces, seen))
     }
@@ -325,7 +328,9 @@ impl Index {
         if let Some((start, slot)) = record.slot_at(span.pos) {
             let part = slot_span(start, slot).intersect(span);
             let bytes = slot.bytes.slice(part.within(start));
-            self.lru.promote(&(id, start));
+            if let Some(slot) = record.slots.get_mut(&start) {
+                note_read(&mut self.order, id, start, slot, part);
+            }
             return Next::Cached(bytes);
         }
         let joinable = record.flights.iter().find(|(generation, flight)| {
@@ -351,11 +356,12 @@ impl Index {
         }
     }
 
-    /// Clause 1.
+    /// Clause 1. `wanted`: the part of `span` that somebody reads; the rest is fetched ahead.
     pub(super) fn complete_fill(
         &mut self,
         id: FileId,
         span: Span,
+        wanted: Span,
         generation: u64,
         bytes: &Bytes,
         wall: i128,
@@ -373,16 +379,17 @@ impl Index {
         // The gap may have been filled meanwhile by a reader of a wider span; what is there is as good.
         let racy = version.is_racy(wall);
         let filled = Span::new(span.pos, bytes.len() as u64).clip(version.size);
-        self.insert_gaps(id, filled, bytes, racy, &mut dropped);
+        self.insert_gaps(id, filled, wanted, bytes, racy, &mut dropped);
         self.enforce_limit(&mut dropped);
         dropped
     }
 
-    /// Keep those parts of `span` that no slot has; `data` begins at `span.pos`.
+    /// Keep those parts of `span` that no slot has; `data` begins at `span.pos`. Of them, `wanted` is being read.
     fn insert_gaps(
         &mut self,
         id: FileId,
         span: Span,
+        wanted: Span,
         data: &Bytes,
         racy: bool,
         dropped: &mut Dropped,
@@ -409,12 +416,15 @@ impl Index {
                 if pinned {
                     self.pinned += cost(&bytes);
                 } else {
-                    self.lru.put((id, gap.pos), ());
+                    self.order.insert((id, gap.pos), cost(&bytes));
                 }
+                let mut reads = Reads::default();
+                reads.note(gap.intersect(wanted).within(gap.pos), bytes.len());
                 let slot = Slot {
                     bytes,
                     racy,
                     pinned,
+                    reads,
                 };
                 record.slots.insert(gap.pos, slot);
             }
@@ -423,8 +433,8 @@ impl Index {
     }
 
     fn enforce_limit(&mut self, dropped: &mut Dropped) {
-        while self.used > self.limit {
-            let Some(((id, pos), ())) = self.lru.pop_lru() else {
+        while self.bytes_used() > self.limit {
+            let Some((id, pos)) = self.order.pop() else {
                 return;
             };
             if let Some(record) = self.records.get_mut(&id)
@@ -451,7 +461,7 @@ impl Index {
         if slot.pinned {
             self.pinned -= cost(&slot.bytes);
         } else {
-            self.lru.pop(&(id, pos));
+            self.order.remove(&(id, pos));
         }
     }
 
@@ -502,13 +512,14 @@ impl Index {
                 if pinned {
                     self.pinned += cost(&bytes);
                 } else {
-                    self.lru.put((id, part.pos), ());
+                    self.order.insert((id, part.pos), cost(&bytes));
                 }
                 if let Some(record) = self.records.get_mut(&id) {
                     let slot = Slot {
                         bytes,
                         racy,
                         pinned,
+                        reads: Reads::default(),
                     };
                     record.slots.insert(part.pos, slot);
                 }
@@ -570,10 +581,19 @@ impl Index {
                     if let Some(slot) = record.slots.get_mut(&start) {
                         patch(slot, start, written, data);
                         slot.racy |= after.is_coarse();
+                        // Used, but not read: what a build writes is often read back once and never again.
+                        self.order.touch(&(id, start), false);
                     }
                 }
                 // Coarse timestamps cannot tell our write from a stranger's a moment later.
-                self.insert_gaps(id, written, data, after.is_coarse(), &mut dropped);
+                self.insert_gaps(
+                    id,
+                    written,
+                    Span::new(span.pos, 0),
+                    data,
+                    after.is_coarse(),
+                    &mut dropped,
+                );
                 self.cut(id, Span::between(written.end(), span.end()), &mut dropped);
             }
             _ => self.cut(id, span, &mut dropped),
@@ -711,7 +731,7 @@ impl Index {
         }
         self.pinned = pinned;
         for pos in taken {
-            self.lru.pop(&(id, pos));
+            self.order.remove(&(id, pos));
         }
         true
     }
@@ -725,7 +745,7 @@ impl Index {
         for (&pos, slot) in record.slots.iter_mut().filter(|(_, slot)| slot.pinned) {
             slot.pinned = false;
             self.pinned -= cost(&slot.bytes);
-            self.lru.put((id, pos), ());
+            self.order.insert((id, pos), cost(&slot.bytes));
         }
         self.retire(id);
     }
@@ -750,7 +770,7 @@ impl Index {
     }
 
     pub(super) fn bytes_used(&self) -> u64 {
-        self.used
+        self.used + self.order.names_bytes()
     }
 
     pub(super) fn assert_invariants(&self) {
@@ -760,8 +780,8 @@ impl Index {
             for (&pos, slot) in &record.slots {
                 assert!(pos >= end, "slots of {id:?} overlap at {pos}");
                 assert!(!slot.bytes.is_empty(), "empty slot of {id:?} at {pos}");
-                let evictable = self.lru.contains(&(*id, pos));
-                assert_ne!(evictable, slot.pinned, "slot at {pos}: in lru or pinned");
+                let evictable = self.order.contains(&(*id, pos));
+                assert_ne!(evictable, slot.pinned, "slot at {pos}: in order or pinned");
                 end = pos + slot.bytes.len() as u64;
                 used += cost(&slot.bytes);
                 if slot.pinned {
@@ -786,8 +806,22 @@ impl Index {
             "bytes and files pinned"
         );
         assert!(self.pinned <= self.limit / 2, "more pinned than allowed");
-        assert_eq!(slots, self.lru.len(), "entries in lru");
-        assert!(self.used <= self.limit, "limit overshot");
+        assert_eq!(
+            (slots, used - pinned),
+            self.order.total(),
+            "slots and bytes in order"
+        );
+        self.order.assert_invariants();
+        assert!(self.bytes_used() <= self.limit, "limit overshot");
+    }
+}
+
+/// The bytes of `span` that the slot has are being handed out.
+fn note_read(order: &mut Order, id: FileId, start: u64, slot: &mut Slot, span: Span) {
+    let part = slot_span(start, slot).intersect(span).within(start);
+    let again = slot.reads.note(part, slot.bytes.len());
+    if !slot.pinned {
+        order.touch(&(id, start), again);
     }
 }
 

@@ -27,6 +27,7 @@ pub struct Fill {
     cache: Arc<Cache>,
     id: FileId,
     span: Span,
+    wanted: Span,
     generation: u64,
     flight: Arc<Flight>,
 }
@@ -43,6 +44,7 @@ impl Fill {
             cache,
             id,
             span,
+            wanted: span,
             generation,
             flight,
         }
@@ -53,6 +55,13 @@ impl Fill {
         self.span
     }
 
+    /// Only `part` is wanted now; what is fetched beside it is not used before it is read. Unless this is called, all
+    /// of the span is wanted.
+    pub fn wanted(mut self, part: Span) -> Fill {
+        self.wanted = part;
+        self
+    }
+
     /// The bytes from `span().pos` on, fewer than asked when the file ends there. They are kept if the
     /// rule allows; whoever joined gets them either way.
     pub fn complete(self, bytes: Bytes) {
@@ -60,6 +69,7 @@ impl Fill {
         let evicted = self.cache.index.lock().complete_fill(
             self.id,
             self.span,
+            self.wanted,
             self.generation,
             &bytes,
             wall,

@@ -530,6 +530,34 @@ fn a_hit_copies_and_allocates_nothing() {
     assert_eq!(info.count_total, 0);
 }
 
+/// The hits that decide that a slot is to be kept, and those of one that is kept already.
+#[test]
+fn a_hit_that_protects_a_slot_allocates_nothing() {
+    const SLOT: usize = 64 << 10;
+    let w = World::with(1 << 20, Duration::from_secs(60));
+    let mut stream = w.reader(w.file("f", vec![7; SLOT]));
+    let mut others = w.reader(w.file("others", vec![7; 40 * SLOT]));
+    let mut buffer = vec![0; SLOT];
+    stream.read(Some(SLOT)).expect("read");
+    let mut hit = || {
+        stream.update_pos(0);
+        std::io::Read::read(&mut stream, &mut buffer).expect("read")
+    };
+    assert_eq!(
+        allocation_counter::measure(|| assert_eq!(hit(), SLOT)).count_total,
+        0,
+        "second read"
+    );
+    // It moves to the protected part while these push each other out.
+    while !others.read(Some(SLOT)).expect("read").is_empty() {}
+    assert!(w.cache.stats().evicted_slots.get() > 20);
+    assert_eq!(
+        allocation_counter::measure(|| assert_eq!(hit(), SLOT)).count_total,
+        0,
+        "protected"
+    );
+}
+
 #[test]
 fn all_bytes_read_are_kept_only_when_asked_for() {
     let w = World::new();
