@@ -23,6 +23,7 @@ mod dirs;
 pub mod handles;
 mod inodes;
 mod names;
+mod warm;
 mod watch;
 
 pub use crate::sys::Caller;
