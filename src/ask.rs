@@ -18,6 +18,7 @@ const MAGIC: u64 = 0x7761_726d_6673_0a00;
 const WARM: u8 = 1;
 const EVICT: u8 = 2;
 const ABOUT: u8 = 3;
+const HELD: u8 = 4;
 
 /// Most bytes of one [`Ask::Warm`]. A program that is told to end waits for the requests that it has made, so they
 /// should be short; and long enough that the source has [`crate::config::PARALLEL_DEFAULT`] requests to do at once.
@@ -32,6 +33,9 @@ pub enum Ask {
     Evict,
     /// Who are you? Answered with [`About`].
     About,
+    /// Is all of a file, by its inode number and size, cached and believed? Of any file of the mount; answered from
+    /// memory with the number of bytes, so that a file that is warm need not even be opened.
+    Held(u64, u64),
 }
 
 impl Ask {
@@ -41,6 +45,7 @@ impl Ask {
         let &[pos, size, _, _] = words else {
             return None;
         };
+        // Of a span; for `HELD` the first is the inode number.
         let (pos, size) = (u64::from_ne_bytes(pos), u64::from_ne_bytes(size));
         let is = |number| code == sys::ask_code(number);
         if !rest.is_empty() {
@@ -51,6 +56,8 @@ impl Ask {
             Some(Ask::Evict)
         } else if is(ABOUT) {
             Some(Ask::About)
+        } else if is(HELD) && size <= SPAN_MAX {
+            Some(Ask::Held(pos, size))
         } else {
             None
         }
@@ -111,6 +118,14 @@ pub fn warm(file: BorrowedFd<'_>, span: Span) -> Result<Warmed> {
     sys::ask(file, WARM, &mut words)?;
     let [cached, fetched, ..] = words;
     Ok(Warmed { cached, fetched })
+}
+
+/// Are the `size` bytes, at most [`SPAN_MAX`], of the file with this inode number all cached? It is on the mount of
+/// `any`.
+pub fn is_held(any: BorrowedFd<'_>, ino: u64, size: u64) -> bool {
+    let mut words = [ino, size, 0, 0];
+    // What went wrong here goes wrong again when the file is opened, and is told then.
+    size <= SPAN_MAX && sys::ask(any, HELD, &mut words).is_ok() && words[0] == size
 }
 
 /// Drop what is cached of an open file, or of all below an open directory.

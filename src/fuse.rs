@@ -852,6 +852,10 @@ impl Filesystem for Face {
         let is_dir = flags.contains(IoctlFlags::FUSE_IOCTL_DIR);
         match Ask::decode(cmd, in_data) {
             Some(Ask::About) => send_words(reply, Ok(self.overlay.about().encode())),
+            Some(Ask::Held(id, size)) => {
+                let held = self.overlay.held_bytes(NodeId(id), size);
+                send_words(reply, Ok([held, 0, 0, 0]));
+            }
             Some(Ask::Warm(span)) if !is_dir => {
                 let pool = self.patience.pool();
                 self.overlay.warm(fh.0, span, pool, move |result| {

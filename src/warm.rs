@@ -193,14 +193,12 @@ fn open(path: &Path) -> io::Result<File> {
 /// One line for a person.
 fn why(path: &Path, error: &io::Error) -> String {
     let path = path.display();
-    let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
-    match errno {
+    match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
         // What file systems say to an ioctl that they do not know.
         Errno::ENOTTY | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP => format!(
             "{path} is not on a warmfs mount of this version; give a name below a mount point, and mount again what an \
              older warmfs mounted"
         ),
-        Errno::UnknownErrno => format!("{path}: {error}"),
-        errno => format!("{path}: {}", errno.desc()),
+        _ => format!("{path}: {}", crate::mount::text(error)),
     }
 }

@@ -7,9 +7,8 @@ use super::Overlay;
 use super::handles::OpenFile;
 use super::inodes::NodeId;
 use crate::ask::{About, Evicted, Warmed};
-use crate::cache::{FileId, Trust};
+use crate::cache::{Compared, FileId, Found, Trust};
 use crate::error::Result;
-use crate::hooks::Served;
 use crate::span::Span;
 use crate::workers::Pool;
 use parking_lot::Mutex;
@@ -20,21 +19,46 @@ use std::sync::Arc;
 /// a span of [`crate::ask::SPAN_MAX`] keeps all background requests of a mount busy.
 const PART: u64 = 128 << 10;
 
-/// A span that is being brought, shared by its parts. When they were dropped, because the mount ends, so is who is to be told.
+/// Comparisons of one file can overtake one another, and writes a comparison; then it is made again, so often.
+const COMPARE_TRIES: u32 = 3;
+
+/// A span that is being brought, shared by its parts. When they were dropped, because the mount ends, so is who is to be
+/// told.
 struct Warming<F> {
     overlay: Arc<Overlay>,
     open: Arc<OpenFile>,
     so_far: Mutex<(Result<Warmed>, F)>,
 }
 
-impl<F: FnOnce(Result<Warmed>)> Warming<F> {
-    fn part(self: Arc<Self>, part: Span) {
-        let read = self.overlay.warm_part(&self.open, part);
+impl<F: FnOnce(Result<Warmed>) + Send + 'static> Warming<F> {
+    /// Compare the file with the source once for all parts, then read them.
+    fn compare(self: Arc<Self>, parts: Vec<Span>, pool: &Pool) {
+        match self.overlay.compare_to_warm(&self.open) {
+            Ok(compared) => self.split(parts, compared, pool),
+            Err(error) => {
+                self.so_far.lock().0 = Err(error);
+                self.finish();
+            }
+        }
+    }
+
+    fn split(self: Arc<Self>, parts: Vec<Span>, compared: Compared, pool: &Pool) {
+        for part in parts {
+            let warming = self.clone();
+            pool.submit(self.open.node.0, move || warming.read(part, compared));
+        }
+        self.finish();
+    }
+
+    fn read(self: Arc<Self>, part: Span, compared: Compared) {
+        let read = warm_part(&self.open, part, compared);
         let mut guard = self.so_far.lock();
         let (so_far, _) = &mut *guard;
         match (so_far.as_mut(), read) {
-            (Ok(so_far), Ok((bytes, Served::Memory))) => so_far.cached += bytes,
-            (Ok(so_far), Ok((bytes, Served::Source))) => so_far.fetched += bytes,
+            (Ok(so_far), Ok(warmed)) => {
+                so_far.cached += warmed.cached;
+                so_far.fetched += warmed.fetched;
+            }
             (Ok(_), Err(error)) => *so_far = Err(error),
             (Err(_), _) => {}
         }
@@ -65,14 +89,11 @@ impl Overlay {
             Ok(open) => open,
             Err(error) => return done(Err(error)),
         };
-        let end = self
-            .cache
-            .version(open.file.id())
-            .map(|version| version.size);
-        let span = span.clip(end.unwrap_or(u64::MAX));
+        let id = open.file.id();
+        let end = self.cache.version(id).map(|version| version.size);
         let mut cached = 0;
         let mut missing = Vec::new();
-        for part in parts(span) {
+        for part in parts(span.clip(end.unwrap_or(u64::MAX))) {
             match open.file.hit(part, Trust::Ttl) {
                 Some(hit) => cached += hit.pieces.len() as u64,
                 None => missing.push(part),
@@ -83,23 +104,39 @@ impl Overlay {
             open,
             so_far: Mutex::new((Ok(Warmed { cached, fetched: 0 }), done)),
         });
-        let pool = self.background().unwrap_or(pool);
-        let key = warming.open.node.0;
-        for part in missing {
-            let warming = warming.clone();
-            pool.submit(key, move || warming.part(part));
+        let pool = self.background().unwrap_or(pool).clone();
+        if missing.is_empty() || self.cache.is_trusted(id) {
+            return warming.split(missing, Compared::Same, &pool);
         }
-        warming.finish();
+        let key = warming.open.node.0;
+        let parts_pool = pool.clone();
+        pool.submit(key, move || warming.compare(missing, &parts_pool));
     }
 
-    /// Read `part` through the cache; returns how many bytes there were.
-    fn warm_part(&self, open: &OpenFile, part: Span) -> Result<(u64, Served)> {
+    /// A read after a comparison that was overtaken leaves nothing in the cache: try until one is not.
+    fn compare_to_warm(&self, open: &OpenFile) -> Result<Compared> {
         let before = self.cache.version(open.file.id());
-        let (bytes, served) = open.file.read_served(part)?;
-        if before.is_some() && self.cache.version(open.file.id()) != before {
-            self.note_compared(open.node, crate::cache::Compared::Changed);
+        let mut compared = Compared::Unsettled;
+        for _ in 0..COMPARE_TRIES {
+            if compared == Compared::Unsettled {
+                compared = open.file.compare(true)?;
+            }
         }
-        Ok((bytes.len() as u64, served))
+        if before.is_some() && self.cache.version(open.file.id()) != before {
+            self.note_compared(open.node, Compared::Changed);
+        }
+        Ok(compared)
+    }
+
+    /// Bytes from the start of the file `id` that are cached and believed: `size` or none.
+    pub fn held_bytes(&self, id: NodeId, size: u64) -> u64 {
+        let Some(file) = self.inodes.lock().get(id).map(|node| node.file) else {
+            return 0;
+        };
+        match self.cache.get(file, Span::new(0, size), Trust::Ttl) {
+            Found::Hit(hit) => hit.pieces.len() as u64,
+            Found::Miss => 0,
+        }
     }
 
     /// Drop what is cached of the file `id`, or of all below the directory `id`: contents, attributes, listings, and
@@ -156,6 +193,16 @@ impl Overlay {
             bytes_pinned: self.cache.bytes_pinned(),
         }
     }
+}
+
+/// Read `part` through the cache of a file that was `compared` just now.
+fn warm_part(open: &OpenFile, part: Span, compared: Compared) -> Result<Warmed> {
+    let mut warmed = Warmed::default();
+    match open.file.hit(part, Trust::Any) {
+        Some(hit) if compared != Compared::Unsettled => warmed.cached = hit.pieces.len() as u64,
+        _ => warmed.fetched = open.file.read_compared(part, compared)?.len() as u64,
+    }
+    Ok(warmed)
 }
 
 /// `span`, cut where multiples of [`PART`] are.

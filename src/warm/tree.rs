@@ -36,6 +36,8 @@ struct Room {
     /// What was typed.
     path: PathBuf,
     dev: u64,
+    /// Opened to ask the mount.
+    file: File,
     /// Most bytes that the cache holds, and what plugins have pinned of them.
     about: ask::About,
     /// What is taken by files that this run has found.
@@ -57,7 +59,8 @@ struct Name {
 struct Found {
     path: PathBuf,
     size: u64,
-    dev: u64,
+    ino: u64,
+    room: Arc<Room>,
 }
 
 /// An open file that is being read.
@@ -98,7 +101,7 @@ struct Work {
 }
 
 impl Tree {
-    /// Nothing yet; `jobs` threads will walk and as many read.
+    /// Nothing yet; `jobs` threads will read.
     pub(super) fn new(jobs: usize, tally: Arc<Tally>) -> Tree {
         Tree(Arc::new(Work {
             jobs,
@@ -115,8 +118,11 @@ impl Tree {
     pub(super) fn start(&self, paths: &[PathBuf]) -> io::Result<Receiver<()>> {
         let (working, done) = crossbeam_channel::bounded(0);
         let (walking, walked) = crossbeam_channel::bounded::<()>(0);
-        for _ in 0..self.0.jobs {
+        // Walking asks less than reading does.
+        for _ in 0..self.0.jobs.div_ceil(2) {
             self.spawn(&walking, Work::walk)?;
+        }
+        for _ in 0..self.0.jobs {
             self.spawn(&working, Work::read)?;
         }
         drop(walking);
@@ -226,8 +232,9 @@ impl Work {
 
     /// A path that was typed.
     fn root(&self, path: PathBuf) -> Option<Name> {
-        let asked = open_asked(&path).and_then(|(file, about)| Ok((file.metadata()?.dev(), about)));
-        let (dev, about) = match asked {
+        let asked =
+            open_asked(&path).and_then(|(file, about)| Ok((file.metadata()?.dev(), file, about)));
+        let (dev, file, about) = match asked {
             Ok(asked) => asked,
             Err(error) => {
                 self.complain(&path, &error);
@@ -239,6 +246,7 @@ impl Work {
             Arc::new(Room {
                 path: path.clone(),
                 dev,
+                file,
                 about,
                 taken: AtomicU64::new(0),
                 left_out: AtomicU64::new(0),
@@ -282,7 +290,8 @@ impl Work {
             let found = Found {
                 path: name.path.clone(),
                 size: meta.len(),
-                dev: meta.dev(),
+                ino: meta.ino(),
+                room: name.room.clone(),
             };
             self.tasks.put_last(Task::File(found), AHEAD_MAX);
         }
@@ -318,6 +327,13 @@ impl Work {
     }
 
     fn read_file(&self, found: Found) {
+        if ask::is_held(found.room.file.as_fd(), found.ino, found.size) {
+            add(&self.tally.cached, found.size);
+            add(&self.tally.bytes_done, found.size);
+            add(&self.tally.files_done, 1);
+            add(&self.tally.files_warm, 1);
+            return;
+        }
         let file = match open_found(&found) {
             Ok(file) => file,
             Err(error) => {
@@ -368,7 +384,7 @@ impl Work {
 fn open_found(found: &Found) -> io::Result<File> {
     let file = open(&found.path)?;
     let meta = file.metadata()?;
-    if meta.is_file() && meta.dev() == found.dev {
+    if meta.is_file() && meta.dev() == found.room.dev {
         Ok(file)
     } else {
         Err(io::ErrorKind::NotFound.into())
@@ -391,6 +407,7 @@ mod tests {
         let room = Room {
             path: "m".into(),
             dev: 1,
+            file: File::open("/").expect("open"),
             about: ask::About {
                 bytes_max: 1 << 20,
                 bytes_pinned: 1 << 19,
