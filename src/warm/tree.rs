@@ -178,7 +178,7 @@ impl Room {
     /// Take room for a file; false when there is not enough.
     fn take(&self, size: u64) -> bool {
         let cost = cost(size);
-        let most = self.about.bytes_max - self.about.bytes_pinned;
+        let most = self.about.bytes_max.saturating_sub(self.about.bytes_pinned);
         let take = |taken: u64| taken.checked_add(cost).filter(|taken| *taken <= most);
         let order = Ordering::Relaxed;
         let is_taken = self.taken.fetch_update(order, order, take).is_ok();
