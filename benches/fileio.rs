@@ -122,7 +122,7 @@ fn misses(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("within ttl", name), |b| {
             b.iter_batched(
                 || world.cache.evict(id),
-                |()| {
+                |_| {
                     stream.update_pos(0);
                     black_box(stream.read(Some(size)).expect("read"))
                 },

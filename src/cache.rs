@@ -465,10 +465,15 @@ impl Cache {
         drop(dropped);
     }
 
-    /// Drop all slots of a file.
-    pub fn evict(&self, id: FileId) {
+    /// Drop all slots of a file; returns how many bytes they had.
+    pub fn evict(&self, id: FileId) -> u64 {
         let dropped = self.index.lock().evict(id);
-        drop(dropped);
+        dropped.len()
+    }
+
+    /// Files that have slots and were last known by a name below `dir`.
+    pub fn files_below(&self, dir: &Path) -> Vec<FileId> {
+        self.index.lock().files_below(dir)
     }
 
     /// Keep the slots of a file out of eviction, those that it has and those to come, until [`Cache::unpin`]. All pinned
@@ -492,6 +497,11 @@ impl Cache {
     /// with.
     pub fn bytes_used(&self) -> u64 {
         self.index.lock().bytes_used()
+    }
+
+    /// Bytes of it that are pinned.
+    pub fn bytes_pinned(&self) -> u64 {
+        self.index.lock().bytes_pinned()
     }
 
     /// Check every invariant of the index, for tests and debugging: panics with what is broken.

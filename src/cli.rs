@@ -18,6 +18,7 @@ use std::time::Duration;
                   warmfs mount /mnt/nas ~/nas             mount, return when it is ready\n  \
                   warmfs mount --ttl 60 /mnt/nas ~/nas    believe what was seen for a minute\n  \
                   warmfs umount ~/nas                     unmount, also after a crash\n  \
+                  warmfs warm ~/nas/photos                read a tree into the cache, with a progress bar\n  \
                   warmfs hook test hooks.toml             try hooks and plugins without a mount"
 )]
 pub struct Cli {
@@ -33,6 +34,10 @@ pub enum Command {
     Mount(MountArgs),
     /// Unmount MOUNTPOINT; also one whose daemon is gone
     Umount(UmountArgs),
+    /// Read files and trees on a mount into its cache, ahead of their use
+    Warm(WarmArgs),
+    /// Drop what is cached of files and trees on a mount
+    Evict(EvictArgs),
     /// Hooks: what happens on a mount, told to plugins
     #[command(subcommand)]
     Hook(HookCommand),
@@ -152,6 +157,48 @@ pub struct UmountArgs {
     pub lazy: bool,
 }
 
+/// Arguments of `warmfs warm`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Trees are walked without following symbolic links or leaving the mount. What is in the cache already is not read again, \
+so a run that was interrupted goes on where it was when it is started once more.
+
+The cache holds as much as the mount was given with --memory. What was used longest ago makes room; but files that do \
+not fit beside what this run has warmed before are left out and told, instead of pushing that out.
+
+Exit status: 0 when all is warm; 1 when something could not be read or did not fit; 130 after Ctrl-C.")]
+pub struct WarmArgs {
+    /// Files and directories on warmfs mounts
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+
+    /// Files, or parts of large files, read at once
+    #[arg(short, long, value_name = "N", default_value_t = config::WARM_JOBS_DEFAULT, value_parser = config::parse_jobs)]
+    pub jobs: usize,
+
+    /// Show no progress and no summary, only what went wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// The half that touches the mount: ends when its standard input does
+    #[arg(long, hide = true)]
+    pub worker: bool,
+}
+
+/// Arguments of `warmfs evict`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Of a directory, all that is cached of what is below it. Nothing is lost: what is read next comes from the source.")]
+pub struct EvictArgs {
+    /// Files and directories on warmfs mounts
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+
+    /// Show no summary, only what went wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
 /// How much is logged.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the names say it")]
@@ -263,5 +310,26 @@ mod tests {
         assert_eq!(config.ttl, config::TTL_DEFAULT);
         assert_eq!(config.ttl_max, config::TTL_DEFAULT);
         assert_eq!(config.readahead, config::READAHEAD_DEFAULT);
+    }
+
+    #[test]
+    fn warming_takes_many_paths_and_no_path_is_a_mistake() {
+        let parse = |words: &[&str]| Cli::try_parse_from(["warmfs"].iter().chain(words));
+        match parse(&["warm", "-j", "3", "-q", "a", "b"])
+            .expect("valid")
+            .command
+        {
+            Command::Warm(args) => {
+                assert_eq!((args.jobs, args.quiet, args.paths.len()), (3, true, 2));
+            }
+            other => panic!("{other:?}"),
+        }
+        match parse(&["evict", "--", "-a"]).expect("valid").command {
+            Command::Evict(args) => assert_eq!(args.paths, [PathBuf::from("-a")]),
+            other => panic!("{other:?}"),
+        }
+        for wrong in [&["warm"][..], &["evict"], &["warm", "-j", "0", "a"]] {
+            parse(wrong).expect_err("a mistake");
+        }
     }
 }

@@ -36,6 +36,14 @@ pub const READAHEAD_DEFAULT: u64 = 8 << 20;
 /// A longer window than this only fills memory.
 pub const READAHEAD_MAX: u64 = 1 << 30;
 
+/// What `warmfs warm` reads at once. Small files cost several requests one after the other (look up, open, stat, read):
+/// of a source of 20 ms, 1,000 files of 40 kB took 10.3 s with 16, 6.1 s with 32 and 4.2 s with 64, which would have taken
+/// all of [`IO_THREADS_DEFAULT`] from programs.
+pub const WARM_JOBS_DEFAULT: usize = 32;
+
+/// More threads than this only wait for one another.
+pub const WARM_JOBS_MAX: usize = 256;
+
 /// FUSE threads. They only look up and reply, so few are needed; 4 measured best for 1 to 8 clients on 2 and on
 /// more processors. macOS knows one.
 pub const FUSE_THREADS: usize = if cfg!(target_os = "linux") { 4 } else { 1 };
@@ -246,6 +254,14 @@ pub fn parse_parallel(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(requests @ 1..=IO_THREADS_MAX) => Ok(requests),
         _ => Err(format!("give a number from 1 to {IO_THREADS_MAX}")),
+    }
+}
+
+/// Number of files that `warmfs warm` reads at once.
+pub fn parse_jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(jobs @ 1..=WARM_JOBS_MAX) => Ok(jobs),
+        _ => Err(format!("give a number from 1 to {WARM_JOBS_MAX}")),
     }
 }
 

@@ -10,6 +10,7 @@ mod tell;
 
 pub use invalidator::Invalidator;
 
+use crate::ask::{Ask, Warmed};
 use crate::cache::Trust;
 use crate::error::Result;
 use crate::hooks::{Hooks, Kind, Served};
@@ -37,7 +38,7 @@ use std::time::SystemTime;
 
 use reply::{
     code, file_attr, send_attr, send_count, send_empty, send_entry, send_lookup, send_readdir,
-    send_readdirplus, send_statfs, send_xattr, set_time,
+    send_readdirplus, send_statfs, send_words, send_xattr, set_time,
 };
 use tell::{told, told_span};
 
@@ -840,16 +841,34 @@ impl Filesystem for Face {
     fn ioctl(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // "Not a device that knows this request" is what programs expect of a plain file.
-        reply.error(Errno::ENOTTY);
+        let is_dir = flags.contains(IoctlFlags::FUSE_IOCTL_DIR);
+        match Ask::decode(cmd, in_data) {
+            Some(Ask::About) => send_words(reply, Ok(self.overlay.about().encode())),
+            Some(Ask::Held(id, size)) => {
+                let held = self.overlay.held_bytes(NodeId(id), size);
+                send_words(reply, Ok([held, 0, 0, 0]));
+            }
+            Some(Ask::Warm(span)) if !is_dir => {
+                let pool = self.patience.pool();
+                self.overlay.warm(fh.0, span, pool, move |result| {
+                    send_words(reply, result.map(Warmed::encode));
+                });
+            }
+            Some(Ask::Evict) => {
+                let evict = move |overlay: &Arc<Overlay>| Ok(overlay.evict(node(ino)).encode());
+                self.work_long(ino, reply, evict, send_words);
+            }
+            // "Not a device that knows this request" is what programs expect of a plain file.
+            _ => reply.error(Errno::ENOTTY),
+        }
     }
 
     fn poll(

@@ -20,12 +20,12 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 5 shell | [`cli`] what was typed; [`daemon`] the process; [`mount`] builds all parts and takes them down |
+//! | 5 shell | [`cli`] what was typed; [`daemon`] the process; [`mount`] builds all parts and takes them down; [`warm`] programs that ask a mount |
 //! | 4 faces | [`fuse`] request, overlay call, event, reply; [`fileio`] streams; [`patience`] how long the source is waited for |
 //! | 3 meaning | [`overlay`] lookup, open, read, rename ... runs without FUSE |
 //! | 2 data path | [`mod@file`] the only way to the bytes |
 //! | 1 engine | [`cache`] records, slots, tickets; [`hooks`] rules, events, plugins |
-//! | 0 ground | [`backing`] every system call on the source; [`workers`] threads; [`config`] settings and limits; [`span`], [`sys`], [`error`], [`clock`], [`pace`], [`stats`] |
+//! | 0 ground | [`backing`] every system call on the source; [`workers`] threads; [`ask`] what programs may ask of a mount; [`config`] settings and limits; [`span`], [`sys`], [`error`], [`clock`], [`pace`], [`stats`] |
 //!
 //! # Invariants worth knowing
 //!
@@ -61,6 +61,7 @@
 //! # }
 //! ```
 
+pub mod ask;
 pub mod backing;
 pub mod cache;
 pub mod cli;
@@ -79,4 +80,5 @@ pub mod patience;
 pub mod span;
 pub mod stats;
 pub mod sys;
+pub mod warm;
 pub mod workers;

@@ -10,6 +10,8 @@ fn main() -> ExitCode {
         Command::Umount(args) => {
             warmfs::mount::umount(&args.mountpoint, args.lazy).map(|()| ExitCode::SUCCESS)
         }
+        Command::Warm(args) => warmfs::warm::run(&args),
+        Command::Evict(args) => Ok(warmfs::warm::evict(&args)),
         Command::Hook(HookCommand::Test(args)) => warmfs::daemon::hook_test(&args),
     };
     match result {

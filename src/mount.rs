@@ -181,7 +181,7 @@ fn user_allow_other() -> bool {
 }
 
 /// The text of an OS error without Rust's "(os error 2)".
-fn text(error: &io::Error) -> String {
+pub(crate) fn text(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => Errno::from_raw(code).desc().to_owned(),
         None => error.to_string(),

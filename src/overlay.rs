@@ -26,6 +26,7 @@ mod names;
 mod questions;
 mod sweep;
 mod walk;
+mod warm;
 mod watch;
 
 pub use crate::sys::Caller;

@@ -784,6 +784,22 @@ pub fn inherit_fd(raw: i32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
+/// What a request of [`crate::ask`] takes along, and brings back in its place.
+pub type Words = [u64; 4];
+
+/// The ioctl(2) request that passes [`Words`] both ways: in its number are that size and the directions, which is all
+/// that the kernel lets a FUSE file system have of the memory of the program that asks.
+pub const fn ask_code(number: u8) -> u32 {
+    nix::request_code_readwrite!(b'w', number, size_of::<Words>()) as u32
+}
+
+/// ioctl(2) with the request [`ask_code`] on an open file or directory (not on a device).
+pub fn ask(fd: BorrowedFd<'_>, number: u8, words: &mut Words) -> Result<()> {
+    let code = ask_code(number).into();
+    // SAFETY: as the number says, the call reads and writes no more than `words`, which outlive it.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), code, words.as_mut_ptr()) }).map(drop)
+}
+
 /// Tell the allocator to give large buffers back to the system when they are freed.
 ///
 /// glibc raises its mmap threshold whenever a large block is freed, after which slots would live on

@@ -65,6 +65,13 @@ pub(super) struct Dropped {
     pub(super) stale: Option<Arc<Path>>,
 }
 
+impl Dropped {
+    /// Number of bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.bytes.iter().map(|bytes| bytes.len() as u64).sum()
+    }
+}
+
 /// The cached bytes of a span, in one or more pieces.
 #[derive(Clone, Debug, Default)]
 pub struct Pieces(SmallVec<[Bytes; 2]>);
@@ -771,6 +778,16 @@ impl Index {
 
     pub(super) fn bytes_used(&self) -> u64 {
         self.used + self.order.names_bytes()
+    }
+
+    pub(super) fn bytes_pinned(&self) -> u64 {
+        self.pinned
+    }
+
+    pub(super) fn files_below(&self, dir: &Path) -> Vec<FileId> {
+        let below = |record: &Record| !record.slots.is_empty() && record.path.starts_with(dir);
+        let files = self.records.iter().filter(|(_, record)| below(record));
+        files.map(|(id, _)| *id).collect()
     }
 
     pub(super) fn assert_invariants(&self) {

@@ -5,7 +5,7 @@ use crate::overlay::{DirEntry, Entry, NodeId, Overlay};
 use crate::sys::{self, SetTime, Stat, Time, XattrAnswer};
 use fuser::{
     Errno, FileAttr, FileType, Generation, INodeNo, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow,
 };
 use std::ffi::OsStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,6 +15,14 @@ pub(super) fn code(error: Error) -> Errno {
         tracing::debug!("{error}");
     }
     Errno::from_i32(error.raw())
+}
+
+/// What a program asked for by ioctl(2).
+pub(super) fn send_words(reply: ReplyIoctl, result: Result<sys::Words>) {
+    match result {
+        Ok(words) => reply.ioctl(0, words.map(u64::to_ne_bytes).as_flattened()),
+        Err(error) => reply.error(code(error)),
+    }
 }
 
 pub(super) fn system_time(time: Time) -> SystemTime {

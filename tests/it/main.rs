@@ -20,6 +20,7 @@ mod memory;
 mod refusals;
 mod signals;
 mod surface;
+mod warm;
 
 #[path = "../../examples/slow_source/fs.rs"]
 mod slow_source;
