@@ -319,11 +319,7 @@ pub fn mount_with_hooks(
     let no_threads = |error: io::Error| Refused(format!("cannot start threads: {error}"));
     let pool = Pool::new(config.io_threads);
     overlay.set_ttl_max(config.ttl_max);
-    // One file may have nearly all of it; what hangs on one leaves something to the others.
-    overlay.set_background(Pool::shared_out(
-        config.parallel,
-        config.parallel - config.parallel / 8,
-    ));
+    overlay.set_background(config.parallel);
     if !setup.is_empty() {
         let actor: Arc<dyn Act> = Arc::new(Actor::new(&overlay, pool.clone()));
         let hooks = Hooks::start(setup, &actor).map_err(|error| Refused(error.to_string()))?;
@@ -506,9 +502,7 @@ impl Mounted {
             tracing::warn!("programs still use the mount; they lose it now");
             self.abort();
         }
-        if let Some(background) = self.overlay.background() {
-            background.close();
-        }
+        self.overlay.close_background();
         self.invalidator.stop();
         if !self.patience.pool().stop(config::DRAIN) {
             tracing::warn!("requests still hang at the source; they were answered to nobody");

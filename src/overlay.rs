@@ -111,7 +111,7 @@ pub struct Overlay {
     /// Who is told of what happens.
     hooks: std::sync::OnceLock<Arc<Hooks>>,
     /// Where requests ahead of programs are made. Without it there are none.
-    background: std::sync::OnceLock<Pool>,
+    background: std::sync::OnceLock<Background>,
     /// For those requests, which outlive the one that caused them.
     this: std::sync::OnceLock<Weak<Overlay>>,
     /// How long the source takes to say what a name is.
@@ -121,6 +121,17 @@ pub struct Overlay {
     walks: Walks,
     /// How many names have changed: what an open file is called has to be found out again.
     names: AtomicU64,
+}
+
+/// A question about a name carries no data, and costs the source two or three short requests one after the other (each
+/// directory on the way, the name, its attributes), of which one is under way at a time.
+const QUESTIONS_PER_READ: usize = 2;
+
+/// Threads for requests ahead of programs. Two pools, so that reads of large files and walks of trees do not wait for each
+/// other.
+struct Background {
+    reads: Pool,
+    questions: Pool,
 }
 
 /// How long names are held by the version of their directory, where it is not certain that the source changes a
@@ -193,17 +204,38 @@ impl Overlay {
         });
     }
 
-    /// Make requests ahead of programs on `pool` from now on. The first one stays; a mount sets it once.
-    pub fn set_background(self: &Arc<Self>, pool: Pool) {
-        if self.background.set(pool).is_ok() {
+    /// Make requests ahead of programs from now on, `parallel` reads at once. The first call counts; a mount makes one.
+    pub fn set_background(self: &Arc<Self>, parallel: usize) {
+        // One file may have nearly all of it; what hangs on one leaves something to the others.
+        let pool = |threads: usize| Pool::shared_out(threads, threads - threads / 8);
+        let background = Background {
+            reads: pool(parallel),
+            questions: pool(parallel * QUESTIONS_PER_READ),
+        };
+        if self.background.set(background).is_ok() {
             // Set nowhere else.
             let _ = self.this.set(Arc::downgrade(self));
         }
     }
 
-    /// Where requests ahead of programs are made.
+    /// Make no more requests ahead of programs.
+    pub fn close_background(&self) {
+        if let Some(background) = self.background.get() {
+            background.reads.close();
+            background.questions.close();
+        }
+    }
+
+    /// Where contents are read ahead of programs.
     pub(crate) fn background(&self) -> Option<&Pool> {
-        self.background.get()
+        self.background.get().map(|background| &background.reads)
+    }
+
+    /// Where names and attributes are asked for ahead of programs.
+    fn asking_ahead(&self) -> Option<&Pool> {
+        self.background
+            .get()
+            .map(|background| &background.questions)
     }
 
     /// Files on `device` are the mount's own: refuse them with `ELOOP`.

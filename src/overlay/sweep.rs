@@ -17,6 +17,7 @@ use super::attrs::Listing;
 use super::{NodeId, Overlay, Trust};
 use crate::clock::Moment;
 use crate::error::Result;
+use crate::workers::Pool;
 use lru::LruCache;
 use parking_lot::Mutex;
 use std::ffi::{OsStr, OsString};
@@ -368,7 +369,7 @@ impl Overlay {
     }
 
     fn run_sweep(&self, sweep: &Arc<Sweep>) {
-        let jobs_max = self.background().map_or(0, |pool| pool.threads_max());
+        let jobs_max = self.asking_ahead().map_or(0, |pool| pool.threads_max());
         for _ in 0..sweep.jobs(jobs_max) {
             let sweep = sweep.clone();
             self.ahead(sweep.dir, move |overlay| overlay.sweep_on(sweep));
@@ -397,10 +398,16 @@ impl Overlay {
 
     /// Learn what `name` in `dir` is, unless that is known or being asked already.
     pub(super) fn fetch_name(&self, dir: NodeId, name: &OsStr) {
-        if self.knows(dir, name) || self.questions.is_under_way(dir, name) {
-            return;
+        if !self.questions.is_under_way(dir, name) {
+            self.await_name(dir, name);
         }
-        if let Ok(entry) = self.lookup_once(dir, name) {
+    }
+
+    /// The same; when it is being asked, wait for the answer.
+    pub(super) fn await_name(&self, dir: NodeId, name: &OsStr) {
+        if !self.knows(dir, name)
+            && let Ok(entry) = self.lookup_once(dir, name)
+        {
             drop(self.forget(entry.node, 1));
         }
     }
@@ -421,7 +428,7 @@ impl Overlay {
 
     /// Is it worth while to run ahead of programs?
     pub(super) fn runs_ahead(&self) -> bool {
-        !self.ttl().is_zero() && self.background().is_some() && self.pace.usual() >= SLOW_MIN
+        !self.ttl().is_zero() && self.asking_ahead().is_some() && self.pace.usual() >= SLOW_MIN
     }
 
     /// Run a job ahead of programs. Jobs about the same directory take turns with those about others.
@@ -431,10 +438,21 @@ impl Overlay {
 
     /// The same, for a job that takes its turn as `key`.
     pub(super) fn ahead_in_turn(&self, key: u64, job: impl FnOnce(&Arc<Overlay>) + Send + 'static) {
-        let (Some(pool), Some(this)) = (self.background(), self.this.get()) else {
+        if let Some(pool) = self.asking_ahead() {
+            self.submit(pool, key, job);
+        }
+    }
+
+    /// Run a job on a pool, unless the mount has ended by then.
+    pub(super) fn submit(
+        &self,
+        pool: &Pool,
+        key: u64,
+        job: impl FnOnce(&Arc<Overlay>) + Send + 'static,
+    ) {
+        let Some(this) = self.this.get().cloned() else {
             return;
         };
-        let this = this.clone();
         pool.submit(key, move || {
             if let Some(overlay) = this.upgrade() {
                 job(&overlay);

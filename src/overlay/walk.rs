@@ -367,7 +367,7 @@ impl Overlay {
 
     /// Names that can be fetched and used within half of their ttl.
     fn names_ahead_max(&self) -> usize {
-        let threads = self.background().map_or(0, |pool| pool.threads_max());
+        let threads = self.asking_ahead().map_or(0, |pool| pool.threads_max());
         let each = self.pace.usual().as_secs_f64().max(1e-6);
         let names = threads as f64 * self.ttl().as_secs_f64() / 2.0 / each;
         (names as usize).clamp(threads, NAMES_MAX)
@@ -422,7 +422,7 @@ impl Overlay {
 
     /// List a directory before the program gets there, and fetch what it will want of it.
     fn fetch_dir(&self, by: By, next: &Next) {
-        self.fetch_name(next.parent, &next.name);
+        self.await_name(next.parent, &next.name);
         let Some(dir) = self.child(next.parent, &next.name) else {
             return;
         };
@@ -520,6 +520,10 @@ impl Overlay {
             visit.fetched_to = visit.fetched_to.max(to);
             (from, to.saturating_sub(from))
         };
+        tracing::trace!(
+            "walk {by:?}: {count} files of {} from {from} on, {order:?}",
+            dir.0
+        );
         self.fetch_files(dir, &listing, order, from, count);
     }
 
@@ -532,6 +536,9 @@ impl Overlay {
         from: usize,
         count: usize,
     ) {
+        let Some(reads) = self.background() else {
+            return;
+        };
         let most = (self.cache.bytes_max() / 8 / SMALL) as usize;
         for at in (from..listing.entries.len()).take(count.min(most)) {
             let place = order.place(listing, at);
@@ -539,14 +546,14 @@ impl Overlay {
                 continue;
             }
             let listing = listing.clone();
-            self.ahead(dir, move |overlay| {
+            self.submit(reads, dir.0, move |overlay| {
                 overlay.fetch_small(dir, listing.name(place));
             });
         }
     }
 
     fn fetch_small(&self, dir: NodeId, name: &OsStr) {
-        self.fetch_name(dir, name);
+        self.await_name(dir, name);
         let Some(id) = self.child(dir, name) else {
             return;
         };
