@@ -352,6 +352,11 @@ impl Cache {
         }
     }
 
+    /// Are all bytes of `span` here that lie before the end of file? Nobody reads them by that.
+    pub fn covers(&self, id: FileId, span: Span) -> bool {
+        self.index.lock().covers(id, span)
+    }
+
     /// One step of a read from the start of `span` on: cached bytes, or what to do about their absence.
     /// The lookup, the search for a flight and the start of one are one critical section.
     pub fn next(self: &Arc<Self>, id: FileId, span: Span) -> Step {

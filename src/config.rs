@@ -62,6 +62,10 @@ const READ_HANDLES_MAX: usize = 512;
 /// keep the space of files that are removed elsewhere.
 pub const READ_HANDLE_IDLE: Duration = Duration::from_secs(5);
 
+/// A file that was opened from memory alone is opened in the source when it is still open after this: most are closed
+/// sooner, and cost the source nothing; the others are then what they were, whatever is renamed over them.
+pub const BACK_AFTER: Duration = Duration::from_millis(250);
+
 /// When told to end while files are open, wait this long for programs to close them after the mount has
 /// gone from the tree: enough for a shell that only had it as its directory.
 pub const LINGER: Duration = Duration::from_millis(500);

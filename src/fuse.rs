@@ -12,6 +12,7 @@ pub use invalidator::Invalidator;
 
 use crate::ask::{Ask, Warmed};
 use crate::cache::Trust;
+use crate::config;
 use crate::error::Result;
 use crate::hooks::{Hooks, Kind, Served};
 use crate::overlay::{
@@ -174,6 +175,19 @@ impl Face {
         if !garbage.is_empty() {
             self.patience.work(0, move || drop(garbage), drop);
         }
+    }
+
+    /// Open a file in the source that was opened from memory, if it stays open.
+    fn back_later(&self, key: INodeNo, handle: u64) {
+        let (overlay, pool) = (Arc::downgrade(&self.overlay), self.patience.pool().clone());
+        self.patience.timer().after(config::BACK_AFTER, move || {
+            if let Some(overlay) = overlay
+                .upgrade()
+                .filter(|overlay| overlay.is_unbacked(handle))
+            {
+                pool.submit(key.0, move || overlay.back(handle));
+            }
+        });
     }
 
     /// How the kernel is to treat a file that is opened with `flags`.
@@ -476,6 +490,9 @@ impl Filesystem for Face {
             });
         };
         if let Some(opened) = self.overlay.open_known(id, flags, Trust::Ttl) {
+            if opened.unbacked {
+                self.back_later(ino, opened.handle);
+            }
             return send(reply, Ok(opened));
         }
         let (asking, undoing) = (self.overlay.clone(), self.overlay.clone());

@@ -295,6 +295,25 @@ impl Index {
         })
     }
 
+    pub(super) fn covers(&self, id: FileId, span: Span) -> bool {
+        let Some(record) = self
+            .records
+            .get(&id)
+            .filter(|record| record.version.is_some())
+        else {
+            return false;
+        };
+        let span = span.clip(record.end());
+        let mut at = span.pos;
+        while at < span.end() {
+            match record.slot_at(at) {
+                Some((start, slot)) => at = slot_span(start, slot).end(),
+                None => return false,
+            }
+        }
+        true
+    }
+
     pub(super) fn covered(&mut self, id: FileId, span: Span) -> Option<(Pieces, Seen)> {
         let record = self.records.get_mut(&id)?;
         let seen = Seen {

@@ -1,7 +1,7 @@
 //! Files: opening, reading, writing, and everything else that needs a file handle; attributes to be set.
 
 use super::attrs::{Asked, Xattrs};
-use super::handles::OpenFile;
+use super::handles::{OpenFile, Unbacked};
 use super::walk::SMALL;
 use super::{Caller, Entry, NodeId, Overlay, STALE, shown};
 use crate::backing::BackingFile;
@@ -37,6 +37,8 @@ pub struct Opened {
     pub keep: Keep,
     /// Every read has to reach us: somebody wants to know of them.
     pub direct: bool,
+    /// Opened from memory: to be opened in the source, too, when it stays open ([`Overlay::back`]).
+    pub unbacked: bool,
 }
 
 /// How a program writes.
@@ -80,8 +82,10 @@ fn is_readable_only(flags: i32) -> bool {
 }
 
 impl Overlay {
-    /// Open for reading without asking the source: possible while its attributes are believed and a
-    /// descriptor of it is still there, or (with [`Trust::Any`]) when anything of it is cached.
+    /// Open for reading without asking the source: possible while its attributes are believed and a descriptor of it is
+    /// still there or all of it is cached, or (with [`Trust::Any`]) when anything of it is cached. Without a descriptor the
+    /// file is opened in the source when a read misses, when its last name goes, or when it stays open ([`Overlay::back`]):
+    /// from then on it is that file, whatever its name leads to.
     pub fn open_known(self: &Arc<Self>, id: NodeId, flags: i32, trust: Trust) -> Option<Opened> {
         if !is_readable_only(flags) {
             return None;
@@ -92,11 +96,20 @@ impl Overlay {
         }
         let now = self.now();
         let fd = self.inodes.lock().read_fd(id, now);
-        if trust == Trust::Ttl && fd.is_none() {
-            return None;
-        }
         let version = self.version_in(id, &stat)?;
         let record = self.record(id, version.id);
+        if trust == Trust::Ttl {
+            let is_current = self.cache.version(version.id) == Some(version);
+            let whole = Span::new(0, stat.size);
+            // A record of another time, or one with gaps: let the slow way sort it out.
+            if !is_current || (fd.is_none() && !self.cache.covers(version.id, whole)) {
+                return None;
+            }
+        }
+        let unbacked = match &fd {
+            Some(_) => None,
+            None => Some(self.open_unbacked(id)?),
+        };
         let backing = match fd {
             Some(fd) => {
                 if let Some(node) = self.inodes.lock().get_mut(id) {
@@ -105,21 +118,59 @@ impl Overlay {
                 BackingFile::opened(self.source.clone(), fd)
             }
             None => {
-                let overlay = self.clone();
+                let overlay = Arc::downgrade(self);
                 BackingFile::lazy(self.source.clone(), move || {
+                    let overlay = overlay.upgrade().ok_or(STALE)?;
+                    if unbacked.is_some_and(|unbacked| !overlay.is_still(id, unbacked)) {
+                        return Err(STALE);
+                    }
                     overlay.read_descriptor(id).map(|(fd, _)| fd)
                 })
             }
         };
-        if trust == Trust::Ttl && self.cache.version(version.id) != Some(version) {
-            // The record is of another time: let the slow way sort it out.
-            return None;
-        }
         let file = CachedFile::new(record, backing);
         if trust == Trust::Ttl && stat.size <= SMALL {
             self.opened_small(id);
         }
-        Some(self.insert(id, file, self.keep(id, version)))
+        Some(self.insert(id, file, unbacked, self.keep(id, version)))
+    }
+
+    fn open_unbacked(&self, id: NodeId) -> Option<Unbacked> {
+        let mut inodes = self.inodes.lock();
+        let node = inodes.get_mut(id)?;
+        node.unbacked += 1;
+        Some(Unbacked(node.generation))
+    }
+
+    /// Does the node still stand for the file that was opened?
+    fn is_still(&self, id: NodeId, unbacked: Unbacked) -> bool {
+        let inodes = self.inodes.lock();
+        inodes
+            .get(id)
+            .is_some_and(|node| node.generation == unbacked.0)
+    }
+
+    /// Was the file removed, by somebody else and before it was opened in the source, and its number given to another?
+    fn is_lost(&self, open: &OpenFile) -> bool {
+        open.file.backing().fd_if_open().is_none()
+            && open
+                .unbacked
+                .is_some_and(|unbacked| !self.is_still(open.node, unbacked))
+    }
+
+    /// Is this handle open, and still without a descriptor?
+    pub fn is_unbacked(&self, handle: u64) -> bool {
+        let open = self.files.get(handle);
+        open.is_ok_and(|open| open.unbacked.is_some() && open.file.backing().fd_if_open().is_none())
+    }
+
+    /// Open in the source a file that is open from memory alone.
+    pub fn back(&self, handle: u64) {
+        if let Ok(open) = self.files.get(handle)
+            && let Err(error) = open.file.backing().fd()
+        {
+            tracing::debug!("opening what is open: {error}");
+        }
     }
 
     /// Open.
@@ -137,12 +188,18 @@ impl Overlay {
         }
         if flags & libc::O_TRUNC != 0 {
             self.cut_opened(caller, id, &file, flags)?;
-            return Ok(self.insert(id, file, Keep::No));
+            return Ok(self.insert(id, file, None, Keep::No));
         }
-        Ok(self.insert(id, file, self.keep(id, Version::of(&stat))))
+        Ok(self.insert(id, file, None, self.keep(id, Version::of(&stat))))
     }
 
-    fn insert(&self, id: NodeId, file: CachedFile, keep: Keep) -> Opened {
+    fn insert(
+        &self,
+        id: NodeId,
+        file: CachedFile,
+        unbacked: Option<Unbacked>,
+        keep: Keep,
+    ) -> Opened {
         let watched = self.watch(id);
         let direct = watched
             .as_ref()
@@ -150,9 +207,11 @@ impl Overlay {
         let open = OpenFile {
             node: id,
             file,
+            unbacked,
             watched,
         };
         Opened {
+            unbacked: open.unbacked.is_some(),
             handle: self.files.insert(open),
             keep,
             direct,
@@ -297,6 +356,11 @@ impl Overlay {
     #[must_use]
     pub fn release(&self, handle: u64) -> Option<Arc<OpenFile>> {
         let open = self.files.remove(handle)?;
+        if open.unbacked.is_some()
+            && let Some(node) = self.inodes.lock().get_mut(open.node)
+        {
+            node.unbacked = node.unbacked.saturating_sub(1);
+        }
         if open.file.backing().is_shared() {
             return None;
         }
@@ -305,7 +369,11 @@ impl Overlay {
 
     /// Read from memory alone.
     pub fn read_known(&self, handle: u64, span: Span, trust: Trust) -> Option<Bytes> {
-        self.files.get(handle).ok()?.file.read_cached(span, trust)
+        let open = self.files.get(handle).ok()?;
+        if self.is_lost(&open) {
+            return None;
+        }
+        open.file.read_cached(span, trust)
     }
 
     /// Read; shorter at end of file.
@@ -316,8 +384,19 @@ impl Overlay {
     /// As [`Overlay::read`], and where the bytes came from.
     pub fn read_served(&self, handle: u64, span: Span) -> Result<(Bytes, Served)> {
         let open = self.files.get(handle)?;
+        if self.is_lost(&open) {
+            return Err(STALE);
+        }
         let before = self.cache.version(open.file.id());
-        let read = open.file.read_served(span)?;
+        let read = match open.file.read_served(span) {
+            // Somebody else took its last name away before it was opened in the source. What memory has of it is what it
+            // was then, and nobody can change that by name.
+            Err(error) if open.unbacked.is_some() && error.errno() == Errno::ESTALE => {
+                let cached = open.file.read_cached(span, Trust::Any);
+                (cached.ok_or(error)?, Served::Memory)
+            }
+            other => other?,
+        };
         if before.is_some() && self.cache.version(open.file.id()) != before {
             self.note_compared(open.node, crate::cache::Compared::Changed);
         }
@@ -727,7 +806,7 @@ impl Overlay {
                     self.truncate(caller, entry.node, None, 0)?;
                 }
                 self.keep_own(entry.node, Version::of(&stat));
-                Ok(self.insert(entry.node, file, Keep::No))
+                Ok(self.insert(entry.node, file, None, Keep::No))
             });
         match opened {
             Ok(opened) => {

@@ -19,9 +19,16 @@ pub struct OpenFile {
     pub node: NodeId,
     /// The data path.
     pub file: CachedFile,
+    /// Opened from memory, without a descriptor.
+    pub(super) unbacked: Option<Unbacked>,
     /// When somebody wants to know what is read and written.
     pub(super) watched: Option<Watched>,
 }
+
+/// An open file that has no descriptor, or had none when it was opened: it is that file as long as its node is of this
+/// generation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unbacked(pub(super) u64);
 
 /// An open file that a rule names.
 #[derive(Debug)]

@@ -101,6 +101,8 @@ pub(super) struct Node {
     pub(super) xattrs: Option<(Version, Xattrs)>,
     /// Open descriptors of the file: each works without any name.
     open: SmallVec<[Weak<OwnedFd>; 2]>,
+    /// Opened from memory, without a descriptor, so many times.
+    pub(super) unbacked: u32,
     /// Kept for a file that a rename replaced while the kernel still refers to it.
     pub(super) grave: Option<Arc<OwnedFd>>,
     /// A directory: when a file in it was last replaced between lookup and opening.
@@ -205,6 +207,7 @@ impl Inodes {
             link: None,
             xattrs: None,
             open: SmallVec::new(),
+            unbacked: 0,
             grave: None,
             flapped: None,
             proven: None,
@@ -300,6 +303,7 @@ impl Inodes {
         let mut node = self.fresh(stat, old.generation + 1);
         // The kernel gives back references by number, of whatever generation.
         node.lookups = old.lookups;
+        node.unbacked = old.unbacked;
         node.changing = old.changing;
         node.changed = Epoch(self.epoch);
         for (parent, name) in &old.names {

@@ -179,6 +179,9 @@ impl Overlay {
             // A directory that some process is in stays usable to it, empty.
             if self.is_dir(victim) {
                 grave = self.dir(victim).ok();
+            } else if self.is_open_unbacked(victim) {
+                // As does a file that was opened from memory.
+                grave = self.dig_grave(victim, &dir, name);
             }
             let garbage = {
                 let mut inodes = self.inodes.lock();
@@ -333,13 +336,21 @@ impl Overlay {
             .lock()
             .get(id)
             .is_some_and(|node| node.kind == crate::sys::S_IFREG);
-        if !is_file || !self.keeps_graves {
+        if !is_file || !(self.keeps_graves || self.is_open_unbacked(id)) {
             return None;
         }
         let named = self.source.name(&**dir, name).ok()?;
         let stat = self.source.stat(&named, false).ok()?;
         self.same_file(id, &stat).ok()?;
         Some(Arc::new(named))
+    }
+
+    /// Is the file open by a handle that has no descriptor?
+    fn is_open_unbacked(&self, id: NodeId) -> bool {
+        self.inodes
+            .lock()
+            .get(id)
+            .is_some_and(|node| node.unbacked > 0)
     }
 
     fn rename_record(&self, id: Option<NodeId>) {

@@ -214,7 +214,10 @@ impl View {
         // The kernel truncates by itself, after the opening.
         let flags = flags & !(libc::O_TRUNC | libc::O_CREAT | libc::O_EXCL);
         let known = self.overlay.open_known(node, flags, Trust::Ttl);
-        Ok(ask(known, || self.overlay.open(caller(), node, flags))?.handle)
+        let handle = ask(known, || self.overlay.open(caller(), node, flags))?.handle;
+        // As the kernel's face does for those that stay open.
+        self.overlay.back(handle);
+        Ok(handle)
     }
 
     fn open_path(&self, place: Place, flags: i32) -> Result<Open, Code> {
