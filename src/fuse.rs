@@ -16,7 +16,8 @@ use crate::config;
 use crate::error::Result;
 use crate::hooks::{Hooks, Kind, Served};
 use crate::overlay::{
-    Caller, DirEntry, Entry, Garbage, How, Keep, NodeId, Opened, Overlay, SetAttr,
+    Caller, DirEntry, Entry, Garbage, How, Keep, KeepDir, NodeId, Opened, OpenedDir, Overlay,
+    SetAttr,
 };
 use crate::patience::Patience;
 use crate::span::Span;
@@ -214,6 +215,20 @@ fn open_flags(opened: &Opened, flags: i32, direct: bool) -> FopenFlags {
     reply
 }
 
+fn send_opendir(reply: ReplyOpen, result: Result<OpenedDir>) {
+    match result {
+        Ok(opened) => {
+            let flags = match opened.keep {
+                KeepDir::Yes => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+                KeepDir::New => FopenFlags::FOPEN_CACHE_DIR,
+                KeepDir::No => FopenFlags::empty(),
+            };
+            reply.opened(FileHandle(opened.handle), flags);
+        }
+        Err(error) => reply.error(code(error)),
+    }
+}
+
 fn node(ino: INodeNo) -> NodeId {
     NodeId(ino.0)
 }
@@ -239,6 +254,8 @@ impl Filesystem for Face {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ASYNC_DIO,
+            // The text of a link never changes: another text is another file, with a number or generation of its own.
+            InitFlags::FUSE_CACHE_SYMLINKS,
         ];
         for flag in wanted {
             // A kernel without it does more requests, with the same result.
@@ -669,8 +686,8 @@ impl Filesystem for Face {
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let id = node(ino);
-        if let Some(handle) = self.overlay.opendir_known(id, Trust::Ttl) {
-            return reply.opened(FileHandle(handle), FopenFlags::empty());
+        if let Some(opened) = self.overlay.opendir_known(id, Trust::Ttl) {
+            return send_opendir(reply, Ok(opened));
         }
         let (asking, undoing) = (self.overlay.clone(), self.overlay.clone());
         self.ask(
@@ -678,11 +695,8 @@ impl Filesystem for Face {
             reply,
             || self.overlay.opendir_known(id, Trust::Any),
             move || asking.opendir(id),
-            |reply: ReplyOpen, result| match result {
-                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-                Err(error) => reply.error(code(error)),
-            },
-            move |handle| undoing.releasedir(handle),
+            send_opendir,
+            move |opened: OpenedDir| undoing.releasedir(opened.handle),
         );
     }
 

@@ -33,7 +33,7 @@ pub use crate::sys::Caller;
 pub use actions::Actor;
 pub use attrs::Listing;
 pub use content::{How, Keep, Opened, SetAttr};
-pub use dirs::DirEntry;
+pub use dirs::{DirEntry, KeepDir, OpenedDir};
 pub use inodes::{Garbage, NodeId};
 pub use watch::Watching;
 

@@ -130,6 +130,11 @@ impl Held {
         }
     }
 
+    /// For how long it is believed in all.
+    pub(super) fn trust(&self) -> Duration {
+        self.trust
+    }
+
     /// How much longer a name may be believed at `now` that was asked for at `asked`.
     pub(super) fn name_left(
         held: Option<&Held>,

@@ -18,6 +18,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// empty before the end: emptiness means the end.)
 const BATCH: usize = 128;
 
+/// What the kernel may do with the entries of a directory that is being opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KeepDir {
+    /// Use those that it has.
+    Yes,
+    /// Drop what it has, and keep those that it is about to read.
+    New,
+    /// Keep none.
+    No,
+}
+
+/// An open directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenedDir {
+    /// Its handle.
+    pub handle: u64,
+    /// About the kernel's cache of its entries.
+    pub keep: KeepDir,
+}
+
 /// One entry as the kernel reads it.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
@@ -35,7 +55,7 @@ pub struct DirEntry {
 
 impl Overlay {
     /// Open a directory from memory.
-    pub fn opendir_known(&self, id: NodeId, trust: Trust) -> Option<u64> {
+    pub fn opendir_known(&self, id: NodeId, trust: Trust) -> Option<OpenedDir> {
         let listing = self.listing_known(id, trust)?;
         if trust == Trust::Ttl {
             self.visited(id);
@@ -44,18 +64,44 @@ impl Overlay {
     }
 
     /// Open a directory.
-    pub fn opendir(&self, id: NodeId) -> Result<u64> {
+    pub fn opendir(&self, id: NodeId) -> Result<OpenedDir> {
         self.visited(id);
         let listing = self.listing_once(id)?;
         Ok(self.insert_dir(id, listing))
     }
 
-    fn insert_dir(&self, id: NodeId, listing: Arc<Listing>) -> u64 {
-        self.dirs.insert(OpenDir {
+    fn insert_dir(&self, id: NodeId, listing: Arc<Listing>) -> OpenedDir {
+        let keep = self.keep_dir(id, &listing);
+        let handle = self.dirs.insert(OpenDir {
             node: id,
             snapshot: Mutex::new(listing),
             used: AtomicBool::new(false),
-        })
+        });
+        OpenedDir { handle, keep }
+    }
+
+    /// The kernel may list a directory by itself as long as the listing is the one that it was given; but no longer than
+    /// the attributes last that came with it, because it gets new ones cheapest with the next listing.
+    fn keep_dir(&self, id: NodeId, listing: &Arc<Listing>) -> KeepDir {
+        let now = self.now();
+        let mut inodes = self.inodes.lock();
+        let trust = inodes.names_trust(id);
+        let Some(node) = inodes.get_mut(id) else {
+            return KeepDir::No;
+        };
+        match &node.shown {
+            Some((shown, at)) if Arc::ptr_eq(shown, listing) && now.since(*at) < trust => {
+                KeepDir::Yes
+            }
+            _ if listing.racy || trust.is_zero() => {
+                node.shown = None;
+                KeepDir::No
+            }
+            _ => {
+                node.shown = Some((listing.clone(), now));
+                KeepDir::New
+            }
+        }
     }
 
     pub(super) fn listing_known(&self, id: NodeId, trust: Trust) -> Option<Arc<Listing>> {

@@ -94,6 +94,8 @@ pub(super) struct Node {
     /// Absent names added to `children` since they were last thinned out.
     absent: u32,
     pub(super) listing: Option<KnownListing>,
+    /// A directory: the listing that the kernel may have kept, and since when.
+    pub(super) shown: Option<(Arc<Listing>, Moment)>,
     /// A directory: the version that its names hold with.
     pub(super) held: Option<Held>,
     pub(super) link: Option<(OsString, Version)>,
@@ -203,6 +205,7 @@ impl Inodes {
             children: HashMap::new(),
             absent: 0,
             listing: None,
+            shown: None,
             held: None,
             link: None,
             xattrs: None,
@@ -237,6 +240,12 @@ impl Inodes {
     pub(super) fn name_left(&self, parent: NodeId, child: &Child, now: Moment) -> Duration {
         let held = self.nodes.get(&parent).and_then(|dir| dir.held.as_ref());
         Held::name_left(held, child.checked, now, &self.trusting)
+    }
+
+    /// For how long the names in a directory are believed in all.
+    pub(super) fn names_trust(&self, id: NodeId) -> Duration {
+        let held = self.nodes.get(&id).and_then(|dir| dir.held);
+        held.map_or(self.trusting.ttl, |held| held.trust())
     }
 
     /// The entries of a directory, and how much longer they may be believed at `now`.
@@ -483,6 +492,7 @@ impl Inodes {
         node.attr = None;
         node.seen = None;
         node.listing = None;
+        node.shown = None;
         node.held = None;
         node.link = None;
         node.xattrs = None;
@@ -505,6 +515,7 @@ impl Inodes {
             self.garbage.push(node.grave.take());
             // Whatever the kernel cached of it is gone.
             node.seen = None;
+            node.shown = None;
             self.go_idle(id);
         }
     }

@@ -318,7 +318,7 @@ impl View {
             return Err(Code(Errno::ENOTDIR));
         }
         let known = self.overlay.opendir_known(there.node, Trust::Ttl);
-        let handle = ask(known, || self.overlay.opendir(there.node))?;
+        let handle = ask(known, || self.overlay.opendir(there.node))?.handle;
         let (mut found, mut from) = (BTreeMap::new(), 0);
         loop {
             let known = self.overlay.readdir_known(handle, from, plus, Trust::Ttl);
