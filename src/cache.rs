@@ -282,6 +282,7 @@ impl Cache {
     /// Count, tell and free what was taken out of the index, whose lock is gone.
     fn settle(&self, dropped: index::Dropped) {
         self.stats.evicted_slots.add(dropped.evicted);
+        self.stats.ahead_lost_bytes.add(dropped.unread);
         if dropped.keys.is_empty() && dropped.stale.is_none() {
             return;
         }
@@ -338,7 +339,9 @@ impl Cache {
         }
         match index.covered(id, span) {
             Some((pieces, seen)) => {
+                let used = std::mem::take(&mut index.ahead_used);
                 drop(index);
+                self.stats.ahead_used_bytes.add(used);
                 self.stats.hits.add(1);
                 self.stats.hit_bytes.add(pieces.len() as u64);
                 Found::Hit(Hit {
@@ -354,7 +357,18 @@ impl Cache {
     /// One step of a read from the start of `span` on: cached bytes, or what to do about their absence.
     /// The lookup, the search for a flight and the start of one are one critical section.
     pub fn next(self: &Arc<Self>, id: FileId, span: Span) -> Step {
-        let step = self.index.lock().next(id, span);
+        let step = self.index.lock().next(id, span, false);
+        self.step(id, step)
+    }
+
+    /// As [`Cache::next`], for a fetch that no reader waits for so far: what is cached does not count as used by it, and
+    /// readers who join it do not take its failure for theirs.
+    pub(crate) fn next_ahead(self: &Arc<Self>, id: FileId, span: Span) -> Step {
+        let step = self.index.lock().next(id, span, true);
+        self.step(id, step)
+    }
+
+    fn step(self: &Arc<Self>, id: FileId, step: index::Next) -> Step {
         match step {
             index::Next::Cached(bytes) => Step::Cached(bytes),
             index::Next::Join(flight) => Step::Join(flight),
@@ -365,6 +379,16 @@ impl Cache {
                 flight,
             } => Step::Lead(Fill::new(self.clone(), id, gap, generation, flight)),
         }
+    }
+
+    /// Keep those of `spans` that are not cached as a whole. What is cached is not evicted soon.
+    pub(crate) fn retain_missing<A: smallvec::Array<Item = Span>>(
+        &self,
+        id: FileId,
+        spans: &mut smallvec::SmallVec<A>,
+    ) {
+        let mut index = self.index.lock();
+        spans.retain(|span| !index.keeps(id, *span));
     }
 
     /// Was the record compared with the source less than `ttl` ago?
@@ -399,7 +423,7 @@ impl Cache {
         if index.seen(id) != Some(seen) {
             return;
         }
-        let evicted = index.complete_fill(id, span, seen.generation, bytes, wall);
+        let evicted = index.complete_fill(id, span, seen.generation, (bytes, false), wall);
         drop(index);
         self.settle(evicted);
     }

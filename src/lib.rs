@@ -75,6 +75,7 @@ pub mod hooks;
 pub mod mount;
 pub mod overlay;
 pub mod patience;
+mod prefetch;
 pub mod span;
 pub mod stats;
 pub mod sys;

@@ -323,6 +323,7 @@ pub fn mount_with_hooks(
         config.parallel,
         config.parallel - config.parallel / 8,
     ));
+    overlay.read_ahead(config.readahead);
     if !setup.is_empty() {
         let actor: Arc<dyn Act> = Arc::new(Actor::new(&overlay, pool.clone()));
         let hooks = Hooks::start(setup, &actor).map_err(|error| Refused(error.to_string()))?;
@@ -521,6 +522,13 @@ impl Mounted {
             stats.fetched_bytes.get(),
             stats.written_bytes.get(),
             stats.source_calls.get()
+        );
+        tracing::info!(
+            "programs asked for {} bytes; read ahead of them {} bytes, of which {} were used and {} evicted unread",
+            stats.asked_bytes.get(),
+            stats.ahead_bytes.get(),
+            stats.ahead_used_bytes.get(),
+            stats.ahead_lost_bytes.get()
         );
         Ok(())
     }

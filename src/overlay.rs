@@ -37,6 +37,7 @@ use crate::backing::Source;
 use crate::cache::{Cache, Compared, FileId, Trust, Version};
 use crate::clock::Moment;
 use crate::error::{Error, Result};
+use crate::file::Ahead;
 use crate::hooks::Hooks;
 use crate::sys::Stat;
 use crate::workers::Pool;
@@ -104,6 +105,8 @@ pub struct Overlay {
     hooks: std::sync::OnceLock<Arc<Hooks>>,
     /// Where requests ahead of programs are made. Without it there are none.
     background: std::sync::OnceLock<Pool>,
+    /// Reads ahead of programs, on the same.
+    ahead: std::sync::OnceLock<Arc<Ahead>>,
     /// How many names have changed: what an open file is called has to be found out again.
     names: AtomicU64,
 }
@@ -135,6 +138,7 @@ impl Overlay {
             own_device: std::sync::OnceLock::new(),
             hooks: std::sync::OnceLock::new(),
             background: std::sync::OnceLock::new(),
+            ahead: std::sync::OnceLock::new(),
             names: AtomicU64::new(0),
         })
     }
@@ -153,6 +157,14 @@ impl Overlay {
     /// Where requests ahead of programs are made.
     pub(crate) fn background(&self) -> Option<&Pool> {
         self.background.get()
+    }
+
+    /// Read up to `bytes` ahead of programs from now on, where requests ahead of programs are made.
+    pub fn read_ahead(&self, bytes: u64) {
+        if let Some(pool) = self.background() {
+            let ahead = Ahead::new(&self.cache, pool.clone(), bytes);
+            let _ = self.ahead.set(Arc::new(ahead));
+        }
     }
 
     /// Files on `device` are the mount's own: refuse them with `ELOOP`.

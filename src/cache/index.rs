@@ -15,6 +15,7 @@ use crate::span::Span;
 use bytes::{Bytes, BytesMut};
 use lru::LruCache;
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,19 @@ struct Slot {
     racy: bool,
     /// Not to be evicted: has no entry in `lru`.
     pinned: bool,
+    /// Fetched ahead, and not read so far.
+    unread: Cell<bool>,
+}
+
+impl Slot {
+    /// It is read; returns how many bytes turn out to have been fetched ahead for good.
+    fn touch(&self) -> u64 {
+        if self.unread.replace(false) {
+            self.bytes.len() as u64
+        } else {
+            0
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -56,6 +70,8 @@ pub(super) struct Dropped {
     bytes: Vec<Bytes>,
     /// How many of them went to stay under the limit.
     pub(super) evicted: u64,
+    /// Bytes of those that were fetched ahead and never read.
+    pub(super) unread: u64,
     /// Their names, when somebody wants to know.
     pub(super) keys: Vec<Key>,
     /// The file that turned out to have been changed by somebody else.
@@ -144,6 +160,8 @@ pub(super) struct Index {
     limit: u64,
     /// Files that are pinned.
     pins: usize,
+    /// Bytes fetched ahead that were read since somebody took this count.
+    pub(super) ahead_used: u64,
     /// Somebody wants to know the names of what is evicted.
     pub(super) watched: bool,
 }
@@ -203,6 +221,7 @@ impl Index {
             pinned: 0,
             limit,
             pins: 0,
+            ahead_used: 0,
             watched: false,
         }
     }
@@ -294,6 +313,7 @@ impl Index {
             let (start, slot) = record.slot_at(at)?;
             let part = slot_span(start, slot).intersect(Span::between(at, span.end()));
             pieces.push(slot.bytes.slice(part.within(start)));
+            self.ahead_used += slot.touch();
             touched.push(start);
             at = part.end();
         }
@@ -303,7 +323,26 @@ impl Index {
         Some((pieces, seen))
     }
 
-    pub(super) fn next(&mut self, id: FileId, span: Span) -> Next {
+    /// Is every byte of `span` that the file has in some slot? It will be read soon, so it is not to be evicted before that;
+    /// but it does not count as read.
+    pub(super) fn keeps(&mut self, id: FileId, span: Span) -> bool {
+        let Some(record) = self.records.get(&id) else {
+            return false;
+        };
+        let span = span.clip(record.end());
+        let mut at = span.pos;
+        while at < span.end() {
+            let Some((start, slot)) = record.slot_at(at) else {
+                return false;
+            };
+            at = slot_span(start, slot).end();
+            self.lru.promote(&(id, start));
+        }
+        true
+    }
+
+    /// The next step from the start of `span` on, of a reader, or of a fetch that is `ahead` of readers.
+    pub(super) fn next(&mut self, id: FileId, span: Span, ahead: bool) -> Next {
         let Some(record) = self.records.get_mut(&id) else {
             return Next::End;
         };
@@ -318,6 +357,9 @@ impl Index {
         if let Some((start, slot)) = record.slot_at(span.pos) {
             let part = slot_span(start, slot).intersect(span);
             let bytes = slot.bytes.slice(part.within(start));
+            if !ahead {
+                self.ahead_used += slot.touch();
+            }
             self.lru.promote(&(id, start));
             return Next::Cached(bytes);
         }
@@ -325,11 +367,22 @@ impl Index {
             *generation == record.generation && flight.span().covers(Span::new(span.pos, 1))
         });
         if let Some((_, flight)) = joinable {
+            if !ahead {
+                flight.join();
+            }
             return Next::Join(flight.clone());
         }
         let next_slot = record.slots.range(span.pos..).next();
         let gap = span.clip(next_slot.map_or(u64::MAX, |(&start, _)| start));
-        let flight = Arc::new(Flight::new(gap));
+        // Nor what others are fetching already.
+        let current = record
+            .flights
+            .iter()
+            .filter(|(g, _)| *g == record.generation);
+        let starts = current.map(|(_, flight)| flight.span().pos);
+        let next_flight = starts.filter(|&start| start > gap.pos).min();
+        let gap = gap.clip(next_flight.unwrap_or(u64::MAX));
+        let flight = Arc::new(Flight::new(gap, ahead));
         record.flights.push((record.generation, flight.clone()));
         Next::Gap {
             gap,
@@ -350,7 +403,7 @@ impl Index {
         id: FileId,
         span: Span,
         generation: u64,
-        bytes: &Bytes,
+        (bytes, unread): (&Bytes, bool),
         wall: i128,
     ) -> Dropped {
         let mut dropped = Dropped::default();
@@ -366,7 +419,7 @@ impl Index {
         // The gap may have been filled meanwhile by a reader of a wider span; what is there is as good.
         let racy = version.is_racy(wall);
         let filled = Span::new(span.pos, bytes.len() as u64).clip(version.size);
-        self.insert_gaps(id, filled, bytes, racy, &mut dropped);
+        self.insert_gaps(id, filled, (bytes, unread), racy, &mut dropped);
         self.enforce_limit(&mut dropped);
         dropped
     }
@@ -376,7 +429,7 @@ impl Index {
         &mut self,
         id: FileId,
         span: Span,
-        data: &Bytes,
+        (data, unread): (&Bytes, bool),
         racy: bool,
         dropped: &mut Dropped,
     ) {
@@ -408,6 +461,7 @@ impl Index {
                     bytes,
                     racy,
                     pinned,
+                    unread: Cell::new(unread),
                 };
                 record.slots.insert(gap.pos, slot);
             }
@@ -424,6 +478,7 @@ impl Index {
                 && let Some(slot) = record.slots.remove(&pos)
             {
                 self.used -= cost(&slot.bytes);
+                dropped.unread += slot.touch();
                 if self.watched {
                     dropped.keys.push(Key {
                         path: record.path.clone(),
@@ -498,10 +553,12 @@ impl Index {
                     self.lru.put((id, part.pos), ());
                 }
                 if let Some(record) = self.records.get_mut(&id) {
+                    let unread = slot.unread.clone();
                     let slot = Slot {
                         bytes,
                         racy,
                         pinned,
+                        unread,
                     };
                     record.slots.insert(part.pos, slot);
                 }
@@ -566,7 +623,7 @@ impl Index {
                     }
                 }
                 // Coarse timestamps cannot tell our write from a stranger's a moment later.
-                self.insert_gaps(id, written, data, after.is_coarse(), &mut dropped);
+                self.insert_gaps(id, written, (data, false), after.is_coarse(), &mut dropped);
                 self.cut(id, Span::between(written.end(), span.end()), &mut dropped);
             }
             _ => self.cut(id, span, &mut dropped),

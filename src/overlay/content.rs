@@ -145,7 +145,7 @@ impl Overlay {
             .is_some_and(|watched| watched.watch.reads());
         let open = OpenFile {
             node: id,
-            file,
+            file: file.reading_ahead(self.ahead.get(), id.0),
             watched,
         };
         Opened {
@@ -308,7 +308,12 @@ impl Overlay {
 
     /// Read from memory alone.
     pub fn read_known(&self, handle: u64, span: Span, trust: Trust) -> Option<Bytes> {
-        self.files.get(handle).ok()?.file.read_cached(span, trust)
+        let open = self.files.get(handle).ok()?;
+        match trust {
+            Trust::Ttl => open.file.read_known(span, trust),
+            // The source is asked as well, or does not answer.
+            Trust::Any => open.file.read_cached(span, trust),
+        }
     }
 
     /// Read; shorter at end of file.
