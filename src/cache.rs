@@ -24,6 +24,7 @@
 
 mod flight;
 mod index;
+mod spare;
 mod ticket;
 
 pub use flight::Flight;
@@ -34,9 +35,10 @@ use crate::clock::{Clock, Moment};
 use crate::span::Span;
 use crate::stats::Stats;
 use crate::sys::{Stat, Time};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use index::Index;
 use parking_lot::Mutex;
+use spare::Spare;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -220,6 +222,7 @@ const PINS_MAX: usize = 65_536;
 /// The cache. Shared by all faces; one is enough for a process.
 pub struct Cache {
     index: Mutex<Index>,
+    spare: Spare,
     observer: std::sync::OnceLock<std::sync::Weak<dyn Observe>>,
     clock: Clock,
     stats: Arc<Stats>,
@@ -255,6 +258,7 @@ impl Cache {
     pub fn new(bytes_max: u64, ttl: Duration, clock: Clock, stats: Arc<Stats>) -> Cache {
         Cache {
             index: Mutex::new(Index::new(bytes_max)),
+            spare: Spare::default(),
             observer: std::sync::OnceLock::new(),
             clock,
             stats,
@@ -280,9 +284,10 @@ impl Cache {
     }
 
     /// Count, tell and free what was taken out of the index, whose lock is gone.
-    fn settle(&self, dropped: index::Dropped) {
+    fn settle(&self, mut dropped: index::Dropped) {
         self.stats.evicted_slots.add(dropped.evicted);
         self.stats.ahead_lost_bytes.add(dropped.unread);
+        self.spare.keep(std::mem::take(&mut dropped.bytes));
         if dropped.keys.is_empty() && dropped.stale.is_none() {
             return;
         }
@@ -294,6 +299,11 @@ impl Cache {
                 observer.stale(path);
             }
         }
+    }
+
+    /// A buffer of `size` bytes to read into, with anything in it.
+    pub(crate) fn buffer(&self, size: usize) -> BytesMut {
+        self.spare.take(size)
     }
 
     /// How long a comparison is believed.
@@ -637,5 +647,74 @@ mod tests {
         assert_eq!(cache.version(version.id), None);
         assert_eq!(cache.bytes_used(), 0);
         cache.assert_invariants();
+    }
+
+    /// Something is fetched ahead in the middle of what a reader asks for: he fetches what is before and behind it.
+    #[test]
+    fn a_gap_ends_where_another_flight_begins() {
+        let (cache, _clock) = cache(Duration::from_secs(1));
+        let version = version(at(10, 5), at(10, 5));
+        let record = cache.open(version.id, || "f".into());
+        let check = cache.begin_check(record.id());
+        cache.finish_check(check, version);
+        let Step::Lead(ahead) = cache.next_ahead(version.id, Span::new(3, 2)) else {
+            panic!("nothing is cached");
+        };
+        let Step::Lead(before) = cache.next(version.id, Span::new(0, 8)) else {
+            panic!("nothing is cached");
+        };
+        assert_eq!(before.span(), Span::new(0, 3));
+        assert!(
+            matches!(cache.next(version.id, Span::new(3, 5)), Step::Join(flight) if flight.is_ahead())
+        );
+        let Step::Lead(behind) = cache.next(version.id, Span::new(5, 3)) else {
+            panic!("nothing is cached");
+        };
+        assert_eq!(behind.span(), Span::new(5, 3));
+        for fill in [behind, ahead, before] {
+            let size = fill.span().size as usize;
+            fill.complete(Bytes::from(vec![1; size]));
+        }
+        assert_eq!(cache.keys(version.id).len(), 3);
+        assert_eq!(cache.stats().ahead_bytes.get(), 2);
+        assert_eq!(cache.stats().ahead_used_bytes.get(), 2, "somebody joined");
+        cache.assert_invariants();
+    }
+
+    #[test]
+    fn what_is_fetched_ahead_is_used_or_lost() {
+        let clock = Clock::manual(UNIX_EPOCH + Duration::from_secs(1000));
+        let stats = Arc::new(Stats::default());
+        let room = 2 * (SLOT_OVERHEAD + 2);
+        let cache = Arc::new(Cache::new(
+            room,
+            Duration::from_secs(1),
+            clock,
+            stats.clone(),
+        ));
+        let version = version(at(10, 5), at(10, 5));
+        let record = cache.open(version.id, || "f".into());
+        let check = cache.begin_check(record.id());
+        cache.finish_check(check, version);
+        let ahead = |pos| match cache.next_ahead(version.id, Span::new(pos, 2)) {
+            Step::Lead(fill) => fill.complete(Bytes::from_static(b"ab")),
+            other => panic!("expected a gap, got {other:?}"),
+        };
+        ahead(0);
+        ahead(2);
+        assert!(matches!(
+            cache.get(version.id, Span::new(0, 2), Trust::Any),
+            Found::Hit(_)
+        ));
+        ahead(4);
+        ahead(6);
+        let unread = cache
+            .keys(version.id)
+            .iter()
+            .filter(|key| key.pos > 0)
+            .count();
+        assert_eq!(stats.ahead_bytes.get(), 8);
+        assert_eq!(stats.ahead_used_bytes.get(), 2);
+        assert_eq!(stats.ahead_lost_bytes.get(), 6 - 2 * unread as u64);
     }
 }

@@ -22,7 +22,7 @@ use crate::hooks::Served;
 use crate::span::Span;
 use crate::sys::Stat;
 use ahead::Runner;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -310,12 +310,13 @@ impl Data {
 
     fn read_source(&self, span: Span) -> Result<Bytes> {
         let fd = self.backing.fd()?;
-        let mut buffer = BytesMut::zeroed(span.size as usize);
+        let mut buffer = self.cache().buffer(span.size as usize);
         let got = self.backing.source().read(&fd, &mut buffer, span.pos)?;
         if got == buffer.len() {
             return Ok(buffer.freeze());
         }
-        // A buffer that is mostly empty would hold more memory than the cache counts.
+        // A buffer that is mostly empty would hold more memory than the cache counts; and what is behind the end is not
+        // of this file.
         Ok(Bytes::copy_from_slice(&buffer[..got]))
     }
 }

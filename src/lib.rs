@@ -23,8 +23,8 @@
 //! | 5 shell | [`cli`] what was typed; [`daemon`] the process; [`mount`] builds all parts and takes them down |
 //! | 4 faces | [`fuse`] request, overlay call, event, reply; [`fileio`] streams; [`patience`] how long the source is waited for |
 //! | 3 meaning | [`overlay`] lookup, open, read, rename ... runs without FUSE |
-//! | 2 data path | [`mod@file`] the only way to the bytes |
-//! | 1 engine | [`cache`] records, slots, tickets; [`hooks`] rules, events, plugins |
+//! | 2 data path | [`mod@file`] the only way to the bytes; `file::ahead` reads ahead of programs |
+//! | 1 engine | [`cache`] records, slots, tickets; `prefetch` what a program will read next; [`hooks`] rules, events, plugins |
 //! | 0 ground | [`backing`] every system call on the source; [`workers`] threads; [`config`] settings and limits; [`span`], [`sys`], [`error`], [`clock`], [`stats`] |
 //!
 //! # Invariants worth knowing

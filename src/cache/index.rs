@@ -67,7 +67,7 @@ struct Record {
 /// Buffers taken out of the index, to be freed by the caller outside the lock, and what is to be told of that.
 #[derive(Debug, Default)]
 pub(super) struct Dropped {
-    bytes: Vec<Bytes>,
+    pub(super) bytes: Vec<Bytes>,
     /// How many of them went to stay under the limit.
     pub(super) evicted: u64,
     /// Bytes of those that were fetched ahead and never read.
