@@ -123,8 +123,8 @@ impl Stream {
             && self.passed.end() < span.end()
     }
 
-    /// A read that goes on, before there is a window. True when that opens one.
-    fn learn(&mut self, span: Span) -> bool {
+    /// A read that goes on, before there is a window. It may open one.
+    fn learn(&mut self, span: Span) {
         if self.adjoins(span) {
             self.after += 1;
         } else if span.end() == self.passed.pos {
@@ -144,7 +144,6 @@ impl Stream {
         {
             self.window = if self.is_known { 4 * UNIT } else { UNIT };
         }
-        self.is_open()
     }
 
     /// A read in an open stream. Returns how many bytes are given up that were fetched ahead.
@@ -227,14 +226,27 @@ impl Stride {
 }
 
 /// The streams of one open file.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Streams {
     streams: Vec<Stream>,
     stride: Stride,
     numbers: u32,
     reads: u64,
-    asked: u64,
-    wasted: u64,
+    /// Bytes that may be fetched ahead and never be read. Reading earns it, up to twice the longest window: what was read
+    /// long ago does not pay for reading ahead of a program that reads at random now.
+    credit: u64,
+}
+
+impl Default for Streams {
+    fn default() -> Streams {
+        Streams {
+            streams: Vec::new(),
+            stride: Stride::default(),
+            numbers: 0,
+            reads: 0,
+            credit: WASTE_FREE,
+        }
+    }
 }
 
 impl Streams {
@@ -251,7 +263,7 @@ impl Streams {
             return plan;
         }
         self.reads += 1;
-        self.asked += span.size;
+        self.credit = (self.credit + WASTE_MAX * span.size).min(2 * limit + WASTE_FREE);
         let Some(index) = self.find(span) else {
             let index = self.begin_stream(span, false);
             self.step(span, size, limit, &mut plan);
@@ -273,7 +285,8 @@ impl Streams {
                 self.go_on(index, limit, size, (true, hit), &mut plan);
                 return plan;
             }
-            self.wasted += stream.advance(turned, hit);
+            let lost = stream.advance(turned, hit);
+            self.waste(lost);
         }
         self.go_on(index, limit, size, (is_new, hit), &mut plan);
         plan
@@ -297,7 +310,7 @@ impl Streams {
             let oldest = streams.min_by_key(|(_, s)| (spares_open && s.is_open(), s.last));
             if let Some((oldest, _)) = oldest {
                 let gone = self.streams.swap_remove(oldest);
-                self.wasted += gone.unread();
+                self.waste(gone.unread());
             }
         }
         self.numbers += 1;
@@ -320,8 +333,12 @@ impl Streams {
     /// Bytes that may still be fetched ahead without any being read.
     fn spare(&self) -> u64 {
         let unread: u64 = self.streams.iter().map(Stream::unread).sum();
-        let unread = unread + self.stride.unread() + self.wasted;
-        (WASTE_MAX * self.asked + WASTE_FREE).saturating_sub(unread)
+        self.credit.saturating_sub(unread + self.stride.unread())
+    }
+
+    /// So much was fetched ahead in vain.
+    fn waste(&mut self, bytes: u64) {
+        self.credit = self.credit.saturating_sub(bytes);
     }
 
     /// Refill the window of a stream that was read.
@@ -372,15 +389,17 @@ impl Streams {
             stride.times += 1;
             stride.ahead = stride.ahead.saturating_sub(1);
         } else {
-            self.wasted += stride.unread();
             self.numbers += 1;
-            *stride = Stride {
+            let next = Stride {
                 number: self.numbers,
                 distance,
                 times: u32::from(stride.last.size == span.size),
                 ..Stride::default()
             };
+            let left = std::mem::replace(stride, next);
+            self.waste(left.unread());
         }
+        let stride = &mut self.stride;
         stride.last = span;
         stride.read = self.reads;
         let most = STRIDE_PIECES_MAX.min(limit / span.size);
@@ -695,6 +714,25 @@ mod tests {
             b.read((word >> 33) % (SIZE / 4096) * 4096, 4 * KIB);
         }
         assert!(b.fetched() < b.asked / 10, "{} of {}", b.fetched(), b.asked);
+    }
+
+    /// A long scan earns no right to read ahead of what follows it at random.
+    #[test]
+    fn random_reads_after_a_scan_soon_get_what_they_ask_for() {
+        let mut b = Bench::default();
+        b.run(0, 512 * MIB, UNIT);
+        let before = b.fetched();
+        let mut word = 1u64;
+        for _ in 0..2000 {
+            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let at = (word >> 33) % (SIZE / 65536) * 65536;
+            for part in 0..3 {
+                let span = Span::new(at + part * 4 * KIB, 4 * KIB);
+                b.read_as(span, SIZE, LIMIT, false);
+            }
+        }
+        let (fetched, asked) = (b.fetched() - before, 2000 * 3 * 4 * KIB);
+        assert!(fetched <= 4 * asked + 2 * LIMIT, "{fetched} of {asked}");
     }
 
     /// A player: reads, jumps ahead a little, goes back ten seconds, reads on.
