@@ -25,6 +25,7 @@
 mod flight;
 mod index;
 mod order;
+mod spare;
 mod ticket;
 
 pub use flight::Flight;
@@ -35,9 +36,10 @@ use crate::clock::{Clock, Moment};
 use crate::span::Span;
 use crate::stats::Stats;
 use crate::sys::{Stat, Time};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use index::Index;
 use parking_lot::Mutex;
+use spare::Spare;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -221,6 +223,7 @@ const PINS_MAX: usize = 65_536;
 /// The cache. Shared by all faces; one is enough for a process.
 pub struct Cache {
     index: Mutex<Index>,
+    spare: Spare,
     observer: std::sync::OnceLock<std::sync::Weak<dyn Observe>>,
     clock: Clock,
     stats: Arc<Stats>,
@@ -256,6 +259,7 @@ impl Cache {
     pub fn new(bytes_max: u64, ttl: Duration, clock: Clock, stats: Arc<Stats>) -> Cache {
         Cache {
             index: Mutex::new(Index::new(bytes_max, ttl)),
+            spare: Spare::default(),
             observer: std::sync::OnceLock::new(),
             clock,
             stats,
@@ -281,8 +285,10 @@ impl Cache {
     }
 
     /// Count, tell and free what was taken out of the index, whose lock is gone.
-    fn settle(&self, dropped: index::Dropped) {
+    fn settle(&self, mut dropped: index::Dropped) {
         self.stats.evicted_slots.add(dropped.evicted);
+        self.stats.ahead_lost_bytes.add(dropped.unread);
+        self.spare.keep(std::mem::take(&mut dropped.bytes));
         if dropped.keys.is_empty() && dropped.stale.is_none() {
             return;
         }
@@ -294,6 +300,11 @@ impl Cache {
                 observer.stale(path);
             }
         }
+    }
+
+    /// A buffer of `size` bytes to read into, with anything in it.
+    pub(crate) fn buffer(&self, size: usize) -> BytesMut {
+        self.spare.take(size)
     }
 
     /// How long a comparison is believed.
@@ -339,7 +350,9 @@ impl Cache {
         }
         match index.covered(id, span) {
             Some((pieces, seen)) => {
+                let used = std::mem::take(&mut index.ahead_used);
                 drop(index);
+                self.stats.ahead_used_bytes.add(used);
                 self.stats.hits.add(1);
                 self.stats.hit_bytes.add(pieces.len() as u64);
                 Found::Hit(Hit {
@@ -360,7 +373,18 @@ impl Cache {
     /// One step of a read from the start of `span` on: cached bytes, or what to do about their absence.
     /// The lookup, the search for a flight and the start of one are one critical section.
     pub fn next(self: &Arc<Self>, id: FileId, span: Span) -> Step {
-        let step = self.index.lock().next(id, span);
+        let step = self.index.lock().next(id, span, false);
+        self.step(id, step)
+    }
+
+    /// As [`Cache::next`], for a fetch that no reader waits for so far: what is cached does not count as used by it, and
+    /// readers who join it do not take its failure for theirs.
+    pub(crate) fn next_ahead(self: &Arc<Self>, id: FileId, span: Span) -> Step {
+        let step = self.index.lock().next(id, span, true);
+        self.step(id, step)
+    }
+
+    fn step(self: &Arc<Self>, id: FileId, step: index::Next) -> Step {
         match step {
             index::Next::Cached(bytes) => Step::Cached(bytes),
             index::Next::Join(flight) => Step::Join(flight),
@@ -371,6 +395,16 @@ impl Cache {
                 flight,
             } => Step::Lead(Fill::new(self.clone(), id, gap, generation, flight)),
         }
+    }
+
+    /// Keep those of `spans` that are not cached as a whole. What is cached is not evicted soon.
+    pub(crate) fn retain_missing<A: smallvec::Array<Item = Span>>(
+        &self,
+        id: FileId,
+        spans: &mut smallvec::SmallVec<A>,
+    ) {
+        let mut index = self.index.lock();
+        spans.retain(|span| !index.keeps(id, *span));
     }
 
     /// Was the record compared with the source less than `ttl` ago?
@@ -405,7 +439,7 @@ impl Cache {
         if index.seen(id) != Some(seen) {
             return;
         }
-        let evicted = index.complete_fill(id, span, span, seen.generation, bytes, wall);
+        let evicted = index.complete_fill(id, span, span, seen.generation, (bytes, false), wall);
         drop(index);
         self.settle(evicted);
     }
@@ -766,5 +800,74 @@ mod tests {
             files.read(file);
         });
         assert!(!files.holds(0));
+    }
+
+    /// Something is fetched ahead in the middle of what a reader asks for: he fetches what is before and behind it.
+    #[test]
+    fn a_gap_ends_where_another_flight_begins() {
+        let (cache, _clock) = cache(Duration::from_secs(1));
+        let version = version(at(10, 5), at(10, 5));
+        let record = cache.open(version.id, || "f".into());
+        let check = cache.begin_check(record.id());
+        cache.finish_check(check, version);
+        let Step::Lead(ahead) = cache.next_ahead(version.id, Span::new(3, 2)) else {
+            panic!("nothing is cached");
+        };
+        let Step::Lead(before) = cache.next(version.id, Span::new(0, 8)) else {
+            panic!("nothing is cached");
+        };
+        assert_eq!(before.span(), Span::new(0, 3));
+        assert!(
+            matches!(cache.next(version.id, Span::new(3, 5)), Step::Join(flight) if flight.is_ahead())
+        );
+        let Step::Lead(behind) = cache.next(version.id, Span::new(5, 3)) else {
+            panic!("nothing is cached");
+        };
+        assert_eq!(behind.span(), Span::new(5, 3));
+        for fill in [behind, ahead, before] {
+            let size = fill.span().size as usize;
+            fill.complete(Bytes::from(vec![1; size]));
+        }
+        assert_eq!(cache.keys(version.id).len(), 3);
+        assert_eq!(cache.stats().ahead_bytes.get(), 2);
+        assert_eq!(cache.stats().ahead_used_bytes.get(), 2, "somebody joined");
+        cache.assert_invariants();
+    }
+
+    #[test]
+    fn what_is_fetched_ahead_is_used_or_lost() {
+        let clock = Clock::manual(UNIX_EPOCH + Duration::from_secs(1000));
+        let stats = Arc::new(Stats::default());
+        let room = 2 * (SLOT_OVERHEAD + 2);
+        let cache = Arc::new(Cache::new(
+            room,
+            Duration::from_secs(1),
+            clock,
+            stats.clone(),
+        ));
+        let version = version(at(10, 5), at(10, 5));
+        let record = cache.open(version.id, || "f".into());
+        let check = cache.begin_check(record.id());
+        cache.finish_check(check, version);
+        let ahead = |pos| match cache.next_ahead(version.id, Span::new(pos, 2)) {
+            Step::Lead(fill) => fill.complete(Bytes::from_static(b"ab")),
+            other => panic!("expected a gap, got {other:?}"),
+        };
+        ahead(0);
+        ahead(2);
+        assert!(matches!(
+            cache.get(version.id, Span::new(0, 2), Trust::Any),
+            Found::Hit(_)
+        ));
+        ahead(4);
+        ahead(6);
+        let unread = cache
+            .keys(version.id)
+            .iter()
+            .filter(|key| key.pos > 0)
+            .count();
+        assert_eq!(stats.ahead_bytes.get(), 8);
+        assert_eq!(stats.ahead_used_bytes.get(), 2);
+        assert_eq!(stats.ahead_lost_bytes.get(), 6 - 2 * unread as u64);
     }
 }

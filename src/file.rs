@@ -7,15 +7,24 @@
 //!   asked only at the end of file. A cache that fails is a slower read, not an error.
 //! * [`CachedFile::write_at`] returns when the bytes are in the source (in its page cache, as write(2) does;
 //!   `sync` for the disk). Then every reader sees them. An error or a short write is reported as it is.
+//! * With [`Ahead`], reading runs ahead of a program that reads on, and a long miss is fetched in parallel.
+
+mod ahead;
+
+pub use ahead::Ahead;
 
 use crate::backing::BackingFile;
-use crate::cache::{Cache, Compared, FileId, Found, Hit, OpenRecord, Pieces, Step, Trust, Version};
+use crate::cache::{
+    Cache, Compared, FileId, Fill, Found, Hit, OpenRecord, Pieces, Step, Trust, Version,
+};
 use crate::error::Result;
 use crate::hooks::Served;
 use crate::span::Span;
 use crate::sys::Stat;
-use bytes::{Bytes, BytesMut};
+use ahead::Runner;
+use bytes::Bytes;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Most that one read of the source asks for: what the kernel asks of us at most (1 MiB, `max_pages`).
 /// A longer gap is read in several steps, so that no slot, and no copy under the lock, is larger.
@@ -27,6 +36,12 @@ const COMPARE_TRIES: u32 = 3;
 
 /// An open file with the cache in front of it.
 pub struct CachedFile {
+    data: Arc<Data>,
+    runner: Option<Runner>,
+}
+
+/// What fetches ahead share with the open file. They do not keep it open.
+struct Data {
     record: OpenRecord,
     backing: BackingFile,
 }
@@ -43,26 +58,44 @@ pub struct Changed<T> {
 impl CachedFile {
     /// `backing` as seen through its record.
     pub fn new(record: OpenRecord, backing: BackingFile) -> CachedFile {
-        CachedFile { record, backing }
+        CachedFile {
+            data: Arc::new(Data { record, backing }),
+            runner: None,
+        }
+    }
+
+    /// Read ahead of the program that has it open, from now on; `key` is the file's in the pool.
+    pub fn reading_ahead(self, ahead: Option<&Arc<Ahead>>, key: u64) -> CachedFile {
+        let runner = ahead.map(|ahead| Runner::new(ahead.clone(), key));
+        CachedFile { runner, ..self }
     }
 
     /// The file's identity.
     pub fn id(&self) -> FileId {
-        self.record.id()
+        self.data.record.id()
     }
 
     /// The file of the source.
     pub fn backing(&self) -> &BackingFile {
-        &self.backing
+        &self.data.backing
     }
 
     fn cache(&self) -> &Arc<Cache> {
-        self.record.cache()
+        self.data.cache()
     }
 
     /// From memory alone, when all of the span is there and `trust` allows it.
     pub fn read_cached(&self, span: Span, trust: Trust) -> Option<Bytes> {
         self.hit(span, trust).map(|hit| hit.pieces.into_bytes())
+    }
+
+    /// As [`CachedFile::read_cached`], for a program that reads: what it will read next is fetched ahead.
+    pub fn read_known(&self, span: Span, trust: Trust) -> Option<Bytes> {
+        let hit = self.hit(span, trust)?;
+        if let Some(runner) = &self.runner {
+            runner.hit(&self.data, span, hit.seen.version.size);
+        }
+        Some(hit.pieces.into_bytes())
     }
 
     /// As [`CachedFile::read_cached`], with the pieces as they are.
@@ -86,7 +119,7 @@ impl CachedFile {
             self.compare(true)?
         };
         if compared == Compared::Same
-            && let Some(bytes) = self.read_cached(span, Trust::Any)
+            && let Some(bytes) = self.read_known(span, Trust::Any)
         {
             return Ok((bytes, Served::Memory));
         }
@@ -100,46 +133,53 @@ impl CachedFile {
             // Writes of ours overtook the comparison. What the source says now is right in any case.
             return self.read_uncached(span);
         }
-        if let Some(bytes) = self.read_cached(span, Trust::Any) {
+        if let Some(bytes) = self.read_known(span, Trust::Any) {
             return Ok(bytes);
         }
-        let cache = self.cache();
-        cache.stats().misses.add(1);
+        self.cache().stats().misses.add(1);
+        let (wide, step) = match &self.runner {
+            Some(runner) => runner.miss(&self.data, span),
+            None => (span, FETCH_BYTES_MAX),
+        };
+        self.read_missing(span, wide, step)
+    }
+
+    /// Read `span`, and what else of `wide` one request of `step` bytes brings with it.
+    fn read_missing(&self, span: Span, wide: Span, step: u64) -> Result<Bytes> {
         let mut pieces = Pieces::default();
-        let mut at = span.pos;
+        let mut at = wide.pos;
+        let mut has_failed_ahead = false;
         while at < span.end() {
-            let rest = Span::between(at, span.end()).clip(at.saturating_add(FETCH_BYTES_MAX));
-            let piece = match cache.next(self.id(), rest) {
+            let rest = Span::between(at, wide.end()).clip(at.saturating_add(step));
+            let piece = match self.cache().next(self.id(), rest) {
                 Step::Cached(bytes) => bytes,
                 Step::End => break,
-                Step::Join(flight) => {
-                    let landed = flight.wait(at)?;
-                    let wanted = rest.clip(flight.span().end());
-                    landed.slice(..landed.len().min(wanted.size as usize))
-                }
-                Step::Lead(fill) => {
-                    let gap = fill.span();
-                    match self.read_source(gap) {
-                        Ok(bytes) => {
-                            if (bytes.len() as u64) < gap.size {
-                                // The version promised more: somebody cut the file.
-                                cache.distrust(self.id());
-                            }
-                            fill.complete(bytes.clone());
-                            bytes
-                        }
-                        Err(error) => {
-                            fill.fail(error);
-                            return Err(error);
-                        }
+                Step::Join(flight) => match flight.wait(at) {
+                    Ok(landed) => {
+                        let wanted = rest.clip(flight.span().end());
+                        landed.slice(..landed.len().min(wanted.size as usize))
                     }
+                    // What failed ahead of us is not our error: we ask ourselves.
+                    Err(_) if flight.is_ahead() && !has_failed_ahead => {
+                        has_failed_ahead = true;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                },
+                Step::Lead(fill) => {
+                    let ahead = self.runner.as_ref().map(|runner| &*runner.ahead);
+                    self.data.lead(fill, ahead)?
                 }
             };
             if piece.is_empty() {
                 break;
             }
-            at += piece.len() as u64;
-            pieces.push(piece);
+            let got = Span::new(at, piece.len() as u64);
+            at = got.end();
+            let asked = got.intersect(span);
+            if !asked.is_empty() {
+                pieces.push(piece.slice(asked.within(got.pos)));
+            }
         }
         Ok(pieces.into_bytes())
     }
@@ -149,7 +189,7 @@ impl CachedFile {
         let mut at = span.pos;
         while at < span.end() {
             let step = Span::between(at, span.end()).clip(at.saturating_add(FETCH_BYTES_MAX));
-            let piece = self.read_source(step)?;
+            let piece = self.data.read_source(step)?;
             at += piece.len() as u64;
             let ended = (piece.len() as u64) < step.size;
             pieces.push(piece);
@@ -160,30 +200,19 @@ impl CachedFile {
         Ok(pieces.into_bytes())
     }
 
-    fn read_source(&self, span: Span) -> Result<Bytes> {
-        let fd = self.backing.fd()?;
-        let mut buffer = BytesMut::zeroed(span.size as usize);
-        let got = self.backing.source().read(&fd, &mut buffer, span.pos)?;
-        if got == buffer.len() {
-            return Ok(buffer.freeze());
-        }
-        // A buffer that is mostly empty would hold more memory than the cache counts.
-        Ok(Bytes::copy_from_slice(&buffer[..got]))
-    }
-
     /// Compare the record with the source now. `fresh`: see [`crate::backing::Source::stat`].
     pub fn compare(&self, fresh: bool) -> Result<Compared> {
         let check = self.cache().begin_check(self.id());
-        let fd = self.backing.fd()?;
-        let stat = self.backing.source().stat(&fd, fresh)?;
+        let fd = self.data.backing.fd()?;
+        let stat = self.data.backing.source().stat(&fd, fresh)?;
         Ok(self.cache().finish_check(check, Version::of(&stat)))
     }
 
     /// Write all of `data` at `pos`; returns how many bytes went in. With `append` the source puts them at
     /// the end of the file, wherever that is by now, and `pos` is what the caller believed it to be.
     pub fn write_at(&self, pos: u64, data: Bytes, append: bool) -> Result<Changed<usize>> {
-        let fd = self.backing.fd()?;
-        let source = self.backing.source();
+        let fd = self.data.backing.fd()?;
+        let source = self.data.backing.source();
         self.compare_before_write()?;
         let size = data.len() as u64;
         // An append may land behind `pos`, so everything from there on is at stake.
@@ -213,9 +242,9 @@ impl CachedFile {
 
     /// Cut or extend the file.
     pub fn truncate(&self, size: u64) -> Result<Stat> {
-        let fd = self.backing.fd()?;
+        let fd = self.data.backing.fd()?;
         self.change(Span::from(size), || {
-            self.backing.source().truncate(&fd, size)
+            self.data.backing.source().truncate(&fd, size)
         })
         .map(|changed| changed.stat)
     }
@@ -227,11 +256,11 @@ impl CachedFile {
         span: Span,
         operation: impl FnOnce() -> Result<T>,
     ) -> Result<Changed<T>> {
-        let fd = self.backing.fd()?;
+        let fd = self.data.backing.fd()?;
         self.compare_before_write()?;
         let ticket = self.cache().begin_write(self.id(), span);
         let value = operation()?;
-        let stat = self.backing.source().stat(&fd, false)?;
+        let stat = self.data.backing.source().stat(&fd, false)?;
         ticket.commit_unknown(Version::of(&stat));
         Ok(Changed { value, stat })
     }
@@ -251,11 +280,53 @@ impl CachedFile {
     }
 }
 
+impl Data {
+    fn cache(&self) -> &Arc<Cache> {
+        self.record.cache()
+    }
+
+    /// Do what the ticket is for.
+    fn lead(&self, fill: Fill, ahead: Option<&Ahead>) -> Result<Bytes> {
+        let gap = fill.span();
+        let begun = ahead.map(|ahead| (ahead, Instant::now()));
+        match self.read_source(gap) {
+            Ok(bytes) => {
+                if let Some((ahead, begun)) = begun {
+                    ahead.took(begun.elapsed(), gap.size);
+                }
+                if (bytes.len() as u64) < gap.size {
+                    // The version promised more: somebody cut the file.
+                    self.cache().distrust(self.record.id());
+                }
+                fill.complete(bytes.clone());
+                Ok(bytes)
+            }
+            Err(error) => {
+                fill.fail(error);
+                Err(error)
+            }
+        }
+    }
+
+    fn read_source(&self, span: Span) -> Result<Bytes> {
+        let fd = self.backing.fd()?;
+        let mut buffer = self.cache().buffer(span.size as usize);
+        let got = self.backing.source().read(&fd, &mut buffer, span.pos)?;
+        if got == buffer.len() {
+            return Ok(buffer.freeze());
+        }
+        // A buffer that is mostly empty would hold more memory than the cache counts; and what is behind the end is not
+        // of this file.
+        Ok(Bytes::copy_from_slice(&buffer[..got]))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backing::{Call, Intercept, Source};
     use crate::clock::Clock;
+    use crate::error::Error;
     use crate::stats::Stats;
     use nix::errno::Errno;
     use std::os::fd::OwnedFd;
@@ -451,6 +522,30 @@ mod tests {
             &w.file.read_at(Span::new(0, 9)).expect("read")[..],
             b"0123abcd"
         );
+        w.cache.assert_invariants();
+    }
+
+    /// Something read ahead of a program fails just when the program comes there: it is told what the source says to
+    /// itself, not what it said before.
+    #[test]
+    fn who_joins_a_failed_fetch_ahead_asks_himself() {
+        let w = world(b"0123456789");
+        w.file.compare(true).expect("stat");
+        let Step::Lead(fill) = w.cache.next_ahead(w.file.id(), Span::new(2, 4)) else {
+            panic!("nothing is cached");
+        };
+        std::thread::scope(|threads| {
+            let reader = threads.spawn(|| w.file.read_at(Span::new(0, 10)));
+            // From before the gap on it leads by itself; then it joins, unless the fetch has failed by then.
+            while w.cache.keys(w.file.id()).is_empty() {
+                std::thread::yield_now();
+            }
+            fill.fail(Error::new(Errno::EIO, "read"));
+            let bytes = reader.join().expect("no panic").expect("read");
+            assert_eq!(&bytes[..], b"0123456789");
+        });
+        // Up to the flight, the flight, and what was behind it: nothing overlaps.
+        assert_eq!(w.cache.stats().fetched_bytes.get(), 10);
         w.cache.assert_invariants();
     }
 }

@@ -23,8 +23,8 @@
 //! | 5 shell | [`cli`] what was typed; [`daemon`] the process; [`mount`] builds all parts and takes them down; [`warm`] programs that ask a mount |
 //! | 4 faces | [`fuse`] request, overlay call, event, reply; [`fileio`] streams; [`patience`] how long the source is waited for |
 //! | 3 meaning | [`overlay`] lookup, open, read, rename ... runs without FUSE |
-//! | 2 data path | [`mod@file`] the only way to the bytes |
-//! | 1 engine | [`cache`] records, slots, tickets; [`hooks`] rules, events, plugins |
+//! | 2 data path | [`mod@file`] the only way to the bytes; `file::ahead` reads ahead of programs |
+//! | 1 engine | [`cache`] records, slots, tickets; `prefetch` what a program will read next; [`hooks`] rules, events, plugins |
 //! | 0 ground | [`backing`] every system call on the source; [`workers`] threads; [`ask`] what programs may ask of a mount; [`config`] settings and limits; [`span`], [`sys`], [`error`], [`clock`], [`pace`], [`stats`] |
 //!
 //! # Invariants worth knowing
@@ -77,6 +77,7 @@ pub mod mount;
 pub mod overlay;
 pub mod pace;
 pub mod patience;
+mod prefetch;
 pub mod span;
 pub mod stats;
 pub mod sys;

@@ -320,6 +320,7 @@ pub fn mount_with_hooks(
     let pool = Pool::new(config.io_threads);
     overlay.set_ttl_max(config.ttl_max);
     overlay.set_background(config.parallel);
+    overlay.read_ahead(config.readahead);
     if !setup.is_empty() {
         let actor: Arc<dyn Act> = Arc::new(Actor::new(&overlay, pool.clone()));
         let hooks = Hooks::start(setup, &actor).map_err(|error| Refused(error.to_string()))?;
@@ -511,6 +512,13 @@ impl Mounted {
             hooks.stop(hooks::STOP);
         }
         let stats = self.overlay.cache().stats();
+        tracing::info!(
+            "programs asked for {} bytes; read ahead of them {} bytes, of which {} were used and {} evicted unread",
+            stats.asked_bytes.get(),
+            stats.ahead_bytes.get(),
+            stats.ahead_used_bytes.get(),
+            stats.ahead_lost_bytes.get()
+        );
         tracing::info!(
             "hits {}, misses {}, fetched {} bytes, wrote {} bytes, {} calls on the source",
             stats.hits.get(),

@@ -41,6 +41,7 @@ use crate::backing::Source;
 use crate::cache::{Cache, Compared, FileId, Trust, Version};
 use crate::clock::Moment;
 use crate::error::{Error, Result};
+use crate::file::Ahead;
 use crate::hooks::Hooks;
 use crate::pace::Pace;
 use crate::sys::Stat;
@@ -119,6 +120,8 @@ pub struct Overlay {
     questions: Questions,
     sweeps: Sweeps,
     walks: Walks,
+    /// Reads ahead of programs.
+    ahead: std::sync::OnceLock<Arc<Ahead>>,
     /// How many names have changed: what an open file is called has to be found out again.
     names: AtomicU64,
 }
@@ -179,6 +182,7 @@ impl Overlay {
             questions: Questions::default(),
             sweeps: Sweeps::default(),
             walks: Walks::default(),
+            ahead: std::sync::OnceLock::new(),
             names: AtomicU64::new(0),
         })
     }
@@ -236,6 +240,14 @@ impl Overlay {
         self.background
             .get()
             .map(|background| &background.questions)
+    }
+
+    /// Read up to `bytes` ahead of programs from now on, where requests ahead of programs are made.
+    pub fn read_ahead(&self, bytes: u64) {
+        if let Some(pool) = self.background() {
+            let ahead = Ahead::new(&self.cache, pool.clone(), bytes);
+            let _ = self.ahead.set(Arc::new(ahead));
+        }
     }
 
     /// Files on `device` are the mount's own: refuse them with `ELOOP`.

@@ -6,7 +6,7 @@
 use std::fmt;
 
 /// The bytes `[pos, pos + size)` of a file.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Span {
     /// Offset of the first byte.
     pub pos: u64,

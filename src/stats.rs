@@ -28,8 +28,16 @@ pub struct Stats {
     pub misses: Counter,
     /// Bytes answered from slots.
     pub hit_bytes: Counter,
+    /// Bytes that programs asked the mount for, as far as the files have them.
+    pub asked_bytes: Counter,
     /// Bytes read from the source.
     pub fetched_bytes: Counter,
+    /// Of these, bytes that were read ahead of programs.
+    pub ahead_bytes: Counter,
+    /// Of these, bytes of slots that were read later, in whole or in part.
+    pub ahead_used_bytes: Counter,
+    /// Bytes that were read ahead, and went to make room before anybody had read them.
+    pub ahead_lost_bytes: Counter,
     /// Bytes written to the source.
     pub written_bytes: Counter,
     /// Slots dropped to stay under the memory limit.

@@ -9,19 +9,25 @@ use crate::span::Span;
 use bytes::Bytes;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A read of the source that is under way.
 #[derive(Debug)]
 pub struct Flight {
     span: Span,
+    /// It was begun ahead of any reader: what it meets at the source is nobody's error yet.
+    is_ahead: bool,
+    joined: AtomicBool,
     outcome: Mutex<Option<Result<Bytes>>>,
     landed: Condvar,
 }
 
 impl Flight {
-    pub(super) fn new(span: Span) -> Flight {
+    pub(super) fn new(span: Span, is_ahead: bool) -> Flight {
         Flight {
             span,
+            is_ahead,
+            joined: AtomicBool::new(false),
             outcome: Mutex::new(None),
             landed: Condvar::new(),
         }
@@ -30,6 +36,20 @@ impl Flight {
     /// What is being read.
     pub fn span(&self) -> Span {
         self.span
+    }
+
+    /// Was it begun ahead of any reader?
+    pub fn is_ahead(&self) -> bool {
+        self.is_ahead
+    }
+
+    /// A reader waits for it.
+    pub(super) fn join(&self) {
+        self.joined.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_joined(&self) -> bool {
+        self.joined.load(Ordering::Relaxed)
     }
 
     pub(super) fn land(&self, outcome: Result<Bytes>) {

@@ -15,6 +15,7 @@ use crate::clock::Moment;
 use crate::span::Span;
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,19 @@ struct Slot {
     /// Not to be evicted: has no entry in `order`.
     pinned: bool,
     reads: Reads,
+    /// Fetched ahead, and not read so far.
+    unread: Cell<bool>,
+}
+
+impl Slot {
+    /// It is read; returns how many bytes turn out to have been fetched ahead for good.
+    fn touch(&self) -> u64 {
+        if self.unread.replace(false) {
+            self.bytes.len() as u64
+        } else {
+            0
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -56,9 +70,11 @@ struct Record {
 /// Buffers taken out of the index, to be freed by the caller outside the lock, and what is to be told of that.
 #[derive(Debug, Default)]
 pub(super) struct Dropped {
-    bytes: Vec<Bytes>,
+    pub(super) bytes: Vec<Bytes>,
     /// How many of them went to stay under the limit.
     pub(super) evicted: u64,
+    /// Bytes of those that were fetched ahead and never read.
+    pub(super) unread: u64,
     /// Their names, when somebody wants to know.
     pub(super) keys: Vec<Key>,
     /// The file that turned out to have been changed by somebody else.
@@ -156,6 +172,8 @@ pub(super) struct Index {
     ttl: Duration,
     /// Files that are pinned.
     pins: usize,
+    /// Bytes fetched ahead that were read since somebody took this count.
+    pub(super) ahead_used: u64,
     /// Somebody wants to know the names of what is evicted.
     pub(super) watched: bool,
 }
@@ -216,6 +234,7 @@ impl Index {
             pinned: 0,
             limit,
             pins: 0,
+            ahead_used: 0,
             watched: false,
         }
     }
@@ -328,6 +347,7 @@ impl Index {
             let (start, slot) = record.slot_at(at)?;
             let part = slot_span(start, slot).intersect(Span::between(at, span.end()));
             pieces.push(slot.bytes.slice(part.within(start)));
+            self.ahead_used += slot.touch();
             touched.push(start);
             at = part.end();
         }
@@ -339,7 +359,26 @@ impl Index {
         Some((pieces, seen))
     }
 
-    pub(super) fn next(&mut self, id: FileId, span: Span) -> Next {
+    /// Is every byte of `span` that the file has in some slot? It will be read soon, so it is not to be evicted before that;
+    /// but it does not count as read.
+    pub(super) fn keeps(&mut self, id: FileId, span: Span) -> bool {
+        let Some(record) = self.records.get(&id) else {
+            return false;
+        };
+        let span = span.clip(record.end());
+        let mut at = span.pos;
+        while at < span.end() {
+            let Some((start, slot)) = record.slot_at(at) else {
+                return false;
+            };
+            at = slot_span(start, slot).end();
+            self.order.touch(&(id, start), false);
+        }
+        true
+    }
+
+    /// The next step from the start of `span` on, of a reader, or of a fetch that is `ahead` of readers.
+    pub(super) fn next(&mut self, id: FileId, span: Span, ahead: bool) -> Next {
         let Some(record) = self.records.get_mut(&id) else {
             return Next::End;
         };
@@ -354,7 +393,10 @@ impl Index {
         if let Some((start, slot)) = record.slot_at(span.pos) {
             let part = slot_span(start, slot).intersect(span);
             let bytes = slot.bytes.slice(part.within(start));
-            if let Some(slot) = record.slots.get_mut(&start) {
+            if ahead {
+                self.order.touch(&(id, start), false);
+            } else if let Some(slot) = record.slots.get_mut(&start) {
+                self.ahead_used += slot.touch();
                 note_read(&mut self.order, id, start, slot, part);
             }
             return Next::Cached(bytes);
@@ -363,11 +405,22 @@ impl Index {
             *generation == record.generation && flight.span().covers(Span::new(span.pos, 1))
         });
         if let Some((_, flight)) = joinable {
+            if !ahead {
+                flight.join();
+            }
             return Next::Join(flight.clone());
         }
         let next_slot = record.slots.range(span.pos..).next();
         let gap = span.clip(next_slot.map_or(u64::MAX, |(&start, _)| start));
-        let flight = Arc::new(Flight::new(gap));
+        // Nor what others are fetching already.
+        let current = record
+            .flights
+            .iter()
+            .filter(|(g, _)| *g == record.generation);
+        let starts = current.map(|(_, flight)| flight.span().pos);
+        let next_flight = starts.filter(|&start| start > gap.pos).min();
+        let gap = gap.clip(next_flight.unwrap_or(u64::MAX));
+        let flight = Arc::new(Flight::new(gap, ahead));
         record.flights.push((record.generation, flight.clone()));
         Next::Gap {
             gap,
@@ -389,7 +442,7 @@ impl Index {
         span: Span,
         wanted: Span,
         generation: u64,
-        bytes: &Bytes,
+        (bytes, unread): (&Bytes, bool),
         wall: i128,
     ) -> Dropped {
         let mut dropped = Dropped::default();
@@ -405,7 +458,7 @@ impl Index {
         // The gap may have been filled meanwhile by a reader of a wider span; what is there is as good.
         let racy = version.is_racy(wall);
         let filled = Span::new(span.pos, bytes.len() as u64).clip(version.size);
-        self.insert_gaps(id, filled, wanted, bytes, racy, &mut dropped);
+        self.insert_gaps(id, filled, wanted, (bytes, unread), racy, &mut dropped);
         self.enforce_limit(&mut dropped);
         dropped
     }
@@ -416,7 +469,7 @@ impl Index {
         id: FileId,
         span: Span,
         wanted: Span,
-        data: &Bytes,
+        (data, unread): (&Bytes, bool),
         racy: bool,
         dropped: &mut Dropped,
     ) {
@@ -451,6 +504,7 @@ impl Index {
                     racy,
                     pinned,
                     reads,
+                    unread: Cell::new(unread),
                 };
                 record.slots.insert(gap.pos, slot);
             }
@@ -467,6 +521,7 @@ impl Index {
                 && let Some(slot) = record.slots.remove(&pos)
             {
                 self.used -= cost(&slot.bytes);
+                dropped.unread += slot.touch();
                 if self.watched {
                     dropped.keys.push(Key {
                         path: record.path.clone(),
@@ -541,11 +596,13 @@ impl Index {
                     self.order.insert((id, part.pos), cost(&bytes));
                 }
                 if let Some(record) = self.records.get_mut(&id) {
+                    let unread = slot.unread.clone();
                     let slot = Slot {
                         bytes,
                         racy,
                         pinned,
                         reads: Reads::default(),
+                        unread,
                     };
                     record.slots.insert(part.pos, slot);
                 }
@@ -616,7 +673,7 @@ impl Index {
                     id,
                     written,
                     Span::new(span.pos, 0),
-                    data,
+                    (data, false),
                     after.is_coarse(),
                     &mut dropped,
                 );

@@ -66,20 +66,41 @@ impl Fill {
     /// rule allows; whoever joined gets them either way.
     pub fn complete(self, bytes: Bytes) {
         let wall = self.cache.clock.wall();
-        let evicted = self.cache.index.lock().complete_fill(
+        let mut index = self.cache.index.lock();
+        // A reader joins under the same lock.
+        let (is_ahead, joined) = (self.flight.is_ahead(), self.flight.is_joined());
+        let is_unread = is_ahead && !joined;
+        let wanted = if is_unread {
+            Span::new(self.span.pos, 0)
+        } else {
+            self.wanted
+        };
+        let evicted = index.complete_fill(
             self.id,
             self.span,
-            self.wanted,
+            wanted,
             self.generation,
-            &bytes,
+            (&bytes, is_unread),
             wall,
         );
+        drop(index);
+        let stats = &self.cache.stats;
+        if is_ahead {
+            stats.ahead_bytes.add(bytes.len() as u64);
+        }
+        if is_ahead && joined {
+            stats.ahead_used_bytes.add(bytes.len() as u64);
+        }
         self.cache.settle(evicted);
         self.flight.land(Ok(bytes));
     }
 
     /// The source failed; those who joined get the same error.
     pub fn fail(self, error: Error) {
+        // First: who tries again by himself must not meet this flight again.
+        let mut index = self.cache.index.lock();
+        index.end_flight(self.id, &self.flight);
+        drop(index);
         self.flight.land(Err(error));
     }
 }

@@ -1,12 +1,14 @@
 //! What plugins ask for, done to the files of a mount.
 //!
-//! Actions run on I/O workers, because they may wait for the source; the plugin is not answered. All prefetching of a mount
-//! together takes at most a quarter of the workers (its pool key is one), so that it never keeps programs from the source.
+//! Actions run on I/O workers, because they may wait for the source; the plugin is not answered. Prefetching runs where all
+//! requests ahead of programs do, so it never keeps programs from the source. It takes turns there with the files that are
+//! read ahead of (its pool key is one).
 
 use super::inodes::NodeId;
 use super::{Entry, Overlay};
 use crate::error::{Error, Result};
 use crate::hooks::{Act, Action};
+use crate::prefetch::UNIT;
 use crate::span::Span;
 use crate::workers::Pool;
 use crossbeam_channel::{Receiver, Sender};
@@ -22,13 +24,10 @@ const UNDER_WAY_MAX: usize = 64;
 /// So long, then its action is refused: the source does not answer.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Keys of the pool; no node has these numbers. What is quick has one of its own, so that a fetch that hangs at the source
-/// does not keep a plugin from evicting or pinning.
+/// Keys of the pools; no node has these numbers. What is quick stays among the workers, so that a fetch that hangs at the
+/// source does not keep a plugin from evicting or pinning.
 const PREFETCH_KEY: u64 = u64::MAX;
 const QUICK_KEY: u64 = u64::MAX - 1;
-
-/// What one worker reads at a time.
-const STEP: u64 = 1 << 20;
 
 /// Does what plugins ask for.
 pub struct Actor {
@@ -70,18 +69,19 @@ impl Act for Actor {
         let Some(overlay) = self.overlay.upgrade() else {
             return;
         };
-        let key = match action {
-            Action::Prefetch(..) => PREFETCH_KEY,
-            _ => QUICK_KEY,
+        let background = overlay.background().unwrap_or(&self.pool);
+        let (key, pool) = match action {
+            Action::Prefetch(..) => (PREFETCH_KEY, background.clone()),
+            _ => (QUICK_KEY, self.pool.clone()),
         };
-        let (action, pool) = (action.clone(), self.pool.clone());
+        let (action, fetching) = (action.clone(), pool.clone());
         let doing = move || {
             let _place = place;
-            if let Err(error) = overlay.act(&action, &pool) {
+            if let Err(error) = overlay.act(&action, &fetching) {
                 fail(error.errno().desc().to_owned());
             }
         };
-        self.pool.submit(key, doing);
+        pool.submit(key, doing);
     }
 }
 
@@ -165,7 +165,7 @@ impl Overlay {
         let file = Arc::new(self.file_to_read(found.entry.node)?);
         let mut at = span.pos;
         while at < span.end() {
-            let step = Span::between(at, span.end().min(at.saturating_add(STEP)));
+            let step = Span::between(at, span.end().min(at.saturating_add(UNIT)));
             at = step.end();
             let file = file.clone();
             pool.submit(PREFETCH_KEY, move || {

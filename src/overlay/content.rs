@@ -206,7 +206,7 @@ impl Overlay {
             .is_some_and(|watched| watched.watch.reads());
         let open = OpenFile {
             node: id,
-            file,
+            file: file.reading_ahead(self.ahead.get(), id.0),
             unbacked,
             watched,
         };
@@ -373,7 +373,11 @@ impl Overlay {
         if self.is_lost(&open) {
             return None;
         }
-        open.file.read_cached(span, trust)
+        match trust {
+            Trust::Ttl => open.file.read_known(span, trust),
+            // The source is asked as well, or does not answer.
+            Trust::Any => open.file.read_cached(span, trust),
+        }
     }
 
     /// Read; shorter at end of file.

@@ -9,6 +9,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod ahead;
 mod as_root;
 mod cli;
 mod coherence;
