@@ -25,14 +25,14 @@ class Sizes:
         self.sparse = 1024 * MIB
         self.random = 20 if quick else 100
         self.tar = (4, 25) if quick else (20, 100)  # directories, files in each
-        self.tree = (20, 25) if quick else (200, 25)
+        self.tree = (10, 10) if quick else (200, 25)
         self.tier = (32 if quick else 128) * MIB
         self.reopen = 100
         self.reopen_seconds = 0.2 if quick else 1
         self.many = (64, 2 * MIB if quick else 8 * MIB)
         self.film = (64 if quick else 256) * MIB
-        self.limit = 2 if quick else 6
-        self.git_limit = 20 if quick else 90
+        self.limit = 3 if quick else 6
+        self.git_limit = 15 if quick else 90
 
 
 class Base(Report):

@@ -2,7 +2,6 @@
 unmounting after it. Files stay open until the outcome is said. On slow storage, work that is not done within its limit is stopped: such a figure is the rate of
 what was done by then, and `partial` says so."""
 
-import contextlib
 import json
 import mmap
 import os
@@ -10,6 +9,7 @@ import random
 import select
 import signal
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -244,6 +244,13 @@ def work_find(folder, entries, limit):
     return outcome_of(["find", folder, "-ls"], entries, lambda piece: piece.count(b"\n"), limit)
 
 
+def work_learn(folder, processes):
+    """Lists a tree with attributes, many directories at once: before a measurement, at the speed of its storage."""
+    found = subprocess.run(["find", folder, "-type", "d", "-print0"], stdout=subprocess.PIPE, check=True).stdout
+    command = ["xargs", "-0", "-n", "1", "-P", str(processes), "sh", "-c", 'find "$1" -maxdepth 1 -ls >/dev/null', "sh"]
+    subprocess.run(command, input=found, check=True)
+
+
 def work_git(folder, limit):
     """Whether a working tree is clean, asked of git."""
     start = time.perf_counter()
@@ -271,7 +278,7 @@ def work_forget(path):
 
 def work_reopen(folder, count, seconds):
     """Seconds of one open, read of 4 KiB and close, of files that were read before."""
-    names = [f"{folder}/{name}" for name in sorted(os.listdir(folder))[:count]]
+    names = [f"{folder}/f{number:04}" for number in range(count)]
     buffer = buffer_of(4 * KIB)
 
     def once():
@@ -285,7 +292,7 @@ def work_reopen(folder, count, seconds):
     while time.perf_counter() < start + seconds:
         once()
         rounds += 1
-    return (time.perf_counter() - start) / (rounds * len(names))
+    return (time.perf_counter() - start) / max(rounds * len(names), 1)
 
 
 def work_many(folder, size, block, limit):
@@ -301,19 +308,24 @@ def work_many(folder, size, block, limit):
         buffer, done = buffer_of(block), 0
         os.write(ready[1], b"r")
         os.read(go[0], 1)
-        start = time.perf_counter()
-        with contextlib.suppress(OSError):
+        start, error = time.perf_counter(), 0
+        try:
             fd = os.open(name, os.O_RDONLY)
             while time.perf_counter() < start + limit and (count := os.preadv(fd, [buffer], done)):
                 done += count
-        os.write(result[1], done.to_bytes(8, "little"))
+        except OSError as failure:
+            error = failure.errno
+        os.write(result[1], struct.pack("<qq", done, error))
         os._exit(0)
     for _ in names:
         os.read(ready[0], 1)
     start = time.perf_counter()
     os.close(go[1])
-    done = sum(int.from_bytes(os.read(result[0], 8), "little") for _ in names)
+    each = [struct.unpack("<qq", os.read(result[0], 16)) for _ in names]
+    done = sum(count for count, _ in each)
     outcome = done_by(done, size * len(names), start)
+    errors = {os.strerror(error) for _, error in each if error}
+    assert not errors, f"read {done} bytes: {', '.join(errors)}"
     for pid in readers:
         os.waitpid(pid, 0)
     assert not outcome["partial"] or outcome["seconds"] >= limit, f"read {done} bytes"
@@ -342,8 +354,9 @@ def work_player(path, size, second, pause):
     play("start", 0, 2 * MIB)
     middle = size // 2 // block * block
     played = play("jump", middle, 12 * second)
-    back = played - 10 * second
-    play("rewind", back, 10 * second)
+    # In whole blocks: the last of them must not reach beyond what was played.
+    back = 10 * second // block * block
+    play("rewind", played - back, back)
     position = play("play on", played, 2 * second)
     # A pause is a time that passes: nothing to wait for.
     time.sleep(pause)
