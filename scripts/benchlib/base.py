@@ -32,7 +32,7 @@ class Sizes:
         self.many = (64, 2 * MIB if quick else 8 * MIB)
         self.film = (64 if quick else 256) * MIB
         self.limit = 3 if quick else 6
-        self.git_limit = 15 if quick else 90
+        self.git_limit = 15 if quick else 150
 
 
 class Base(Report):

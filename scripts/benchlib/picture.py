@@ -131,7 +131,11 @@ def seconds_of(data, work, delay, name):
         "find": lambda: (1 + folders + folders * files) / value,
         "git": lambda: value,
     }
-    return whole[work](), [case, name] in data["partial"]
+    partial = [case, name] in data["partial"]
+    if work == "git" and partial:
+        # Not a fraction but a limit: nothing says how much of it was done.
+        return None
+    return whole[work](), partial
 
 
 def title_of(data, work):

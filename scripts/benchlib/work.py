@@ -241,7 +241,8 @@ def work_tar(folder, size, limit):
 
 def work_find(folder, entries, limit):
     """Lists a directory with all below it, and their attributes: lines, one for each entry."""
-    return outcome_of(["find", folder, "-ls"], entries, lambda piece: piece.count(b"\n"), limit)
+    # Line by line, so that what was done by the limit is known.
+    return outcome_of(["stdbuf", "-oL", "find", folder, "-ls"], entries, lambda piece: piece.count(b"\n"), limit)
 
 
 def work_learn(folder, processes):
