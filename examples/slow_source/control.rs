@@ -10,7 +10,7 @@
 //! fail kind KIND EIO    fail requests of one kind
 //! short on | off        reads return, and writes take, less than asked
 //! late on | off         do the work first, then wait and answer
-//! stats                 one line of JSON: requests, bytes, requests by kind
+//! stats                 one line of JSON: requests, bytes (also those read more than once), requests by kind
 //! reset                 set the counters to zero
 //! ```
 
@@ -144,9 +144,10 @@ fn stats(control: &Control) -> String {
         .map(|kind| format!("\"{}\":{}", kind.name(), control.count(*kind)))
         .collect();
     format!(
-        "{{\"requests\":{},\"bytes_read\":{},\"bytes_written\":{},\"held\":{},\"peak\":{},\"kinds\":{{{}}}}}",
+        "{{\"requests\":{},\"bytes_read\":{},\"bytes_read_again\":{},\"bytes_written\":{},\"held\":{},\"peak\":{},\"kinds\":{{{}}}}}",
         control.requests(),
         control.bytes_read(),
+        control.bytes_read_again(),
         control.bytes_written(),
         control.held(),
         control.peak(),

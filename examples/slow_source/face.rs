@@ -394,7 +394,7 @@ impl Filesystem for Face {
         self.on_node(
             Kind::Read,
             ino,
-            move |tree| tree.read(handle, offset, size),
+            move |tree| tree.read(ino, handle, offset, size),
             data(reply),
         );
     }

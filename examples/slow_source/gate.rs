@@ -3,6 +3,7 @@
 //! Every request passes the [`Gate`]: there it is counted, waits for its time, is held by a hang, and may be told to
 //! fail. [`Control`] is the handle with which a test changes all that; it holds no file of the source open.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +36,9 @@ kinds! {
     Read "read", Write "write", Flush "flush", Fsync "fsync", Fallocate "fallocate", CopyRange "copy_file_range",
     Lseek "lseek", Opendir "opendir", Readdir "readdir", Fsyncdir "fsyncdir", Statfs "statfs",
 }
+
+/// Bytes per bit in the account of what was read.
+const PAGE: u64 = 4096;
 
 const KINDS: usize = Kind::ALL.len();
 
@@ -128,6 +132,15 @@ impl Control {
         self.0.bytes_read.load(Relaxed)
     }
 
+    /// Of these, bytes on pages that an earlier read had returned already.
+    #[allow(
+        dead_code,
+        reason = "for measurements; not every user of this module makes them"
+    )]
+    pub(crate) fn bytes_read_again(&self) -> u64 {
+        self.0.bytes_read_again.load(Relaxed)
+    }
+
     /// Bytes that writes took.
     pub(crate) fn bytes_written(&self) -> u64 {
         self.0.bytes_written.load(Relaxed)
@@ -143,8 +156,13 @@ impl Control {
         let gate = &self.0;
         gate.counts
             .iter()
-            .chain([&gate.bytes_read, &gate.bytes_written])
+            .chain([
+                &gate.bytes_read,
+                &gate.bytes_read_again,
+                &gate.bytes_written,
+            ])
             .for_each(|count| count.store(0, Relaxed));
+        gate.pages_read.lock().clear();
         gate.peak.store(gate.under_way.load(Relaxed), Relaxed);
     }
 }
@@ -196,6 +214,9 @@ pub(super) struct Gate {
     held_changed: Condvar,
     counts: [AtomicU64; KINDS],
     bytes_read: AtomicU64,
+    bytes_read_again: AtomicU64,
+    /// A bit for each page of a file that was read, by inode.
+    pages_read: Mutex<HashMap<u64, Vec<u64>>>,
     bytes_written: AtomicU64,
     under_way: AtomicUsize,
     peak: AtomicUsize,
@@ -212,6 +233,8 @@ impl Gate {
             held_changed: Condvar::new(),
             counts: std::array::from_fn(|_| AtomicU64::new(0)),
             bytes_read: AtomicU64::new(0),
+            bytes_read_again: AtomicU64::new(0),
+            pages_read: Mutex::default(),
             bytes_written: AtomicU64::new(0),
             under_way: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
@@ -252,10 +275,29 @@ impl Gate {
         self.under_way.fetch_sub(1, Relaxed);
     }
 
-    /// Counts what a read returned or a write took.
-    pub(super) fn count_bytes(&self, read: usize, written: usize) {
-        self.bytes_read.fetch_add(read as u64, Relaxed);
-        self.bytes_written.fetch_add(written as u64, Relaxed);
+    /// Counts what a read of an inode returned.
+    pub(super) fn count_read(&self, ino: u64, position: u64, count: usize) {
+        let end = position + count as u64;
+        self.bytes_read.fetch_add(count as u64, Relaxed);
+        let mut files = self.pages_read.lock();
+        let pages = files.entry(ino).or_default();
+        let mut again = 0;
+        for page in position / PAGE..end.div_ceil(PAGE) {
+            let (word, bit) = ((page / 64) as usize, 1 << (page % 64));
+            if pages.len() <= word {
+                pages.resize(word + 1, 0);
+            }
+            if pages[word] & bit != 0 {
+                again += end.min((page + 1) * PAGE) - position.max(page * PAGE);
+            }
+            pages[word] |= bit;
+        }
+        self.bytes_read_again.fetch_add(again, Relaxed);
+    }
+
+    /// Counts what a write took.
+    pub(super) fn count_written(&self, count: usize) {
+        self.bytes_written.fetch_add(count as u64, Relaxed);
     }
 
     /// Whether reads, and writes, are to be short.

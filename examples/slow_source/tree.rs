@@ -340,7 +340,13 @@ impl Tree {
         Ok((attr, self.add_file(attr.ino.0, file.into())))
     }
 
-    pub(super) fn read(&self, handle: FileHandle, offset: u64, size: u32) -> io::Result<Vec<u8>> {
+    pub(super) fn read(
+        &self,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+    ) -> io::Result<Vec<u8>> {
         let file = self.file(handle)?;
         let mut data = vec![0; shorter(size as usize, self.gate.shortens().0)];
         let mut filled = 0;
@@ -351,14 +357,14 @@ impl Tree {
             }
         }
         data.truncate(filled);
-        self.gate.count_bytes(filled, 0);
+        self.gate.count_read(ino.0, offset, filled);
         Ok(data)
     }
 
     pub(super) fn write(&self, handle: FileHandle, offset: u64, data: &[u8]) -> io::Result<u32> {
         let size = shorter(data.len(), self.gate.shortens().1);
         let count = self.file(handle)?.write_at(&data[..size], offset)?;
-        self.gate.count_bytes(0, count);
+        self.gate.count_written(count);
         Ok(count as u32)
     }
 
