@@ -256,8 +256,11 @@ impl KnownListing {
         }
     }
 
-    /// False when it cannot be kept.
-    pub(super) fn edit(&mut self, edits: &[Edit<'_>]) -> bool {
+    /// False when it cannot be kept. Until it is read again it is believed for as long as it would have been without them.
+    pub(super) fn edit(&mut self, edits: &[Edit<'_>], held: Option<&Held>) -> bool {
+        if let Some(held) = self.holding(held) {
+            self.read = self.read.max(held.checked);
+        }
         for edit in edits {
             match *edit {
                 Edit::Add(name, kind) => self.edits.insert(name.to_owned(), Some(kind)),
@@ -290,6 +293,13 @@ impl KnownListing {
         let edited = Listing::new(entries, self.listing.version, true);
         self.listing = Arc::new(edited);
         Some(self.listing.clone())
+    }
+
+    /// The directory's version, when it vouches for these entries.
+    fn holding<'a>(&self, held: Option<&'a Held>) -> Option<&'a Held> {
+        let is_same = |held: &&Held| held.version == Some(self.listing.version);
+        held.filter(is_same)
+            .filter(|_| self.is_plain() && !self.listing.racy)
     }
 
     /// How much longer it may be believed at `now`.

@@ -457,11 +457,13 @@ impl Inodes {
         }
     }
 
-    /// A change of ours to the names of a directory has ended, and this is what it did; `None` when that is not known.
+    /// A change of ours to the names of a directory is about to end, and this is what it did; `None` when that is not known.
     pub(super) fn edit_listing(&mut self, id: NodeId, edits: Option<&[Edit<'_>]>) {
-        if let Some(dir) = self.nodes.get_mut(&id)
-            && let Some(known) = &mut dir.listing
-            && !edits.is_some_and(|edits| known.edit(edits))
+        let Some(dir) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if let Some(known) = &mut dir.listing
+            && !edits.is_some_and(|edits| known.edit(edits, dir.held.as_ref()))
         {
             dir.listing = None;
         }

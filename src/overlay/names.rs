@@ -37,8 +37,8 @@ impl Overlay {
         let begun = self.inodes.lock().begin_change(parent);
         let result = f();
         let mut inodes = self.inodes.lock();
-        inodes.end_change(parent, begun, None);
         inodes.edit_listing(parent, edits.filter(|_| result.is_ok()));
+        inodes.end_change(parent, begun, None);
         drop(inodes);
         self.names_changed();
         result

@@ -6,6 +6,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod metadata;
 mod ops;
 mod plain;
 mod stories;
