@@ -421,6 +421,8 @@ class SlowGroups(Base):
             once = opened * directories <= directories + spare and asked <= spare
             text = f"{group} after the ttl: at most one sweep per directory"
             self.mark(text, opened, once, f"{opened:.2f} times opened, {per_entry:.2f} requests an entry")
+            # Fewer requests than entries are no merit: then some were believed for longer than the ttl.
+            self.mark(f"{group} after the ttl: every entry is asked for", per_entry, per_entry >= 1)
             peak = self.median(f"{case}: at once", "warmfs")
             if group == "walk":
                 self.mark("walk after the ttl: the sweep is parallel", peak, peak >= SWEEP_PEAK, f"{peak:.0f} at once")
