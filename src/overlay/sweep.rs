@@ -34,7 +34,7 @@ const ASKED_MIN: u32 = 2;
 
 /// Entries that a sweep is ahead at first: half of what the source is asked at once.
 const WINDOW_FIRST: usize = 16;
-const WINDOW_MIN: usize = 4;
+const WINDOW_MIN: usize = 1;
 const WINDOW_MAX: usize = 256;
 
 /// A program that has not asked for so long does something else.
@@ -252,10 +252,13 @@ impl Overlay {
             tally.asked = 0;
             self.sweeps.idle(tally);
         }
-        tally.asked += 1;
         tally.last = now;
-        tally.names.swap(0, 1);
-        tally.names[1] = Some(name.to_owned());
+        // The same name again is on the way to somewhere else.
+        if tally.names[1].as_deref() != Some(name) {
+            tally.asked += 1;
+            tally.names.swap(0, 1);
+            tally.names[1] = Some(name.to_owned());
+        }
         match &tally.state {
             State::Idle if tally.asked >= ASKED_MIN => {
                 tally.state = State::Listing;

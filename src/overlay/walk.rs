@@ -40,6 +40,9 @@ const NAMES_MAX: usize = 2048;
 /// Entries of one directory whose attributes are fetched before it is visited; the sweep goes on when it is.
 const NAMES_EACH: usize = 256;
 
+/// What a directory costs beside its entries, in questions: its name, and opening, comparing and listing it.
+const LISTING_COSTS: usize = 4;
+
 /// Visits remembered: more than any program has directories in hand, with all its threads.
 const VISITS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
@@ -355,7 +358,10 @@ impl Overlay {
                 if walk.names_ahead(now, self.ttl()) >= names_max {
                     return;
                 }
-                let names = walk.names_each;
+                let names = match walk.level() {
+                    Level::Names => LISTING_COSTS,
+                    _ => LISTING_COSTS + walk.names_each,
+                };
                 walk.ahead.put(key, (now, names));
             }
             // A turn of its own: siblings need not wait for one another.
@@ -442,8 +448,10 @@ impl Overlay {
             let mut walk = self.walks.of(by).lock();
             let names = listing.entries.len().clamp(1, NAMES_EACH);
             walk.names_each = (walk.names_each * 3 + names).div_ceil(4);
-            if let Some((_, ahead)) = walk.ahead.peek_mut(&(next.parent, next.name.clone())) {
-                *ahead = names;
+            if let Some((_, ahead)) = walk.ahead.peek_mut(&(next.parent, next.name.clone()))
+                && *ahead > LISTING_COSTS
+            {
+                *ahead = LISTING_COSTS + names;
             }
             let probes = walk.probes.iter().filter(|(_, dirs)| *dirs > 1);
             let probes: Vec<OsString> = probes.map(|(name, _)| name.clone()).collect();

@@ -21,6 +21,7 @@ mod memory;
 mod refusals;
 mod signals;
 mod surface;
+mod walks;
 mod warm;
 
 #[path = "../../examples/slow_source/fs.rs"]
