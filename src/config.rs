@@ -24,9 +24,9 @@ pub const IO_THREADS_DEFAULT: usize = 64;
 /// More threads than this only cost memory.
 pub const IO_THREADS_MAX: usize = 1024;
 
-/// Requests that warmfs itself keeps in flight at the source, ahead of programs: read-ahead, walks and sweeps of
-/// directories. At 20 ms and 128 KiB a request, 32 of them are 200 MB/s and 1,600 attributes a second, about what one
-/// program takes; what programs wait for comes on top ([`IO_THREADS_DEFAULT`]).
+/// Reads that warmfs itself keeps in flight at the source, ahead of programs. At 20 ms and 128 KiB a request, 32 of them
+/// are 200 MB/s, which is more than most sources give to one client; what programs wait for comes on top
+/// ([`IO_THREADS_DEFAULT`]). Of questions about names, which carry no data, twice as many are kept in flight.
 pub const PARALLEL_DEFAULT: usize = 32;
 
 /// How far reading runs ahead of a program that reads on. Enough for [`PARALLEL_DEFAULT`] requests of 128 KiB in flight
