@@ -34,6 +34,9 @@ const FETCH_BYTES_MAX: u64 = 1 << 20;
 /// meanwhile.
 const COMPARE_TRIES: u32 = 3;
 
+/// How often a read compares the file, when other comparisons or writes keep ending meanwhile.
+const READ_TRIES: u32 = 2;
+
 /// An open file with the cache in front of it.
 pub struct CachedFile {
     data: Arc<Data>,
@@ -113,11 +116,7 @@ impl CachedFile {
 
     /// As [`CachedFile::read_at`], and where the bytes came from.
     pub fn read_served(&self, span: Span) -> Result<(Bytes, Served)> {
-        let compared = if self.cache().is_trusted(self.id()) {
-            Compared::Same
-        } else {
-            self.compare(true)?
-        };
+        let compared = self.compare_to_read()?;
         if compared == Compared::Same
             && let Some(bytes) = self.read_known(span, Trust::Any)
         {
@@ -125,6 +124,21 @@ impl CachedFile {
         }
         let bytes = self.read_compared(span, compared)?;
         Ok((bytes, Served::Source))
+    }
+
+    /// Compare the record unless it is believed. A comparison that was overtaken is made once more: another one, of the same
+    /// file being opened, may have ended meanwhile, and what is read without one is not kept.
+    fn compare_to_read(&self) -> Result<Compared> {
+        for _ in 0..READ_TRIES {
+            if self.cache().is_trusted(self.id()) {
+                return Ok(Compared::Same);
+            }
+            match self.compare(true)? {
+                Compared::Unsettled => {}
+                settled => return Ok(settled),
+            }
+        }
+        Ok(Compared::Unsettled)
     }
 
     /// As [`CachedFile::read_at`], by a caller who has just compared the record, with this result.
