@@ -48,6 +48,14 @@ pub const WARM_JOBS_MAX: usize = 256;
 /// more processors. macOS knows one.
 pub const FUSE_THREADS: usize = if cfg!(target_os = "linux") { 4 } else { 1 };
 
+/// Largest read and write request: what Linux allows (256 pages, `fs.fuse.max_pages_limit`). Programs that read past the
+/// page cache get a megabyte in one round trip; the page cache itself asks for 128 KiB at a time.
+pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// Background requests (the page cache's own read-ahead, releases) that the kernel keeps in flight. Its default of 12 is
+/// fewer than a slow source needs to be kept busy, and a hung file could use them up; 64 are what the I/O threads take.
+pub const BACKGROUND_MAX: u16 = 64;
+
 /// Nodes remembered after the kernel forgot them: about 500 bytes each, so some 30 MB in the worst case.
 const IDLE_NODES: usize = 65_536;
 

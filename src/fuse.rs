@@ -44,13 +44,6 @@ use reply::{
 };
 use tell::{told, told_span};
 
-/// Largest read and write request: what Linux allows (256 pages, `fs.fuse.max_pages_limit`).
-const REQUEST_BYTES_MAX: u32 = 1 << 20;
-
-/// Background requests (read-ahead, releases) that the kernel keeps in flight. Its default of 12 is fewer
-/// than a slow source needs to be kept busy, and a hung file could use them up.
-const BACKGROUND_MAX: u16 = 64;
-
 /// The file system as fuser calls it.
 pub struct Face {
     overlay: Arc<Overlay>,
@@ -263,10 +256,10 @@ impl Filesystem for Face {
         }
         self.negotiate(config);
         // Errors of these give the nearest possible value, which is what we want then.
-        if let Err(most) = config.set_max_write(REQUEST_BYTES_MAX) {
+        if let Err(most) = config.set_max_write(config::REQUEST_BYTES_MAX) {
             let _ = config.set_max_write(most);
         }
-        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_max_background(config::BACKGROUND_MAX);
         Ok(())
     }
 
