@@ -343,6 +343,8 @@ impl Overlay {
         if listing.entries.is_empty() {
             return;
         }
+        // Put in order here, and not when a FUSE thread first asks for a position.
+        listing.by_name();
         let rank = from.and_then(|name| listing.rank(name));
         let start = rank.map_or(0, |rank| order.position(listing, rank) + 1);
         let sweep = Arc::new(Sweep {
