@@ -9,6 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use warmfs::cache::Trust;
 use warmfs::overlay::{KeepDir, NodeId};
+use warmfs::span::Span;
 
 const MOMENT: Duration = Duration::from_millis(1);
 
@@ -53,6 +54,19 @@ impl World {
     fn is_absent(&self, name: &str) -> bool {
         let found = self.view.lookup(NodeId::ROOT, OsStr::new(name));
         found.is_err_and(|code| code.0 == Errno::ENOENT)
+    }
+
+    fn read(&self, handle: u64) -> Result<Vec<u8>, crate::plain::Code> {
+        self.view.read(handle, Span::new(0, 10))
+    }
+
+    /// Read the file, close it, and let no descriptor of it stay.
+    fn cache(&self, node: NodeId) {
+        let overlay = &self.view.overlay;
+        let opened = overlay.open(caller(), node, libc::O_RDONLY).expect("open");
+        self.read(opened.handle).expect("read");
+        drop(overlay.release(opened.handle));
+        overlay.close_idle(Duration::ZERO);
     }
 
     fn node(&self, name: &str) -> NodeId {
@@ -205,20 +219,13 @@ fn a_file_that_is_cached_whole_is_opened_from_memory() {
     w.pass(TTL);
     let node = w.node("f");
     let overlay = &w.view.overlay;
-    let read = |handle| w.view.read(handle, warmfs::span::Span::new(0, 10));
-    let handle = overlay
-        .open(caller(), node, libc::O_RDONLY)
-        .expect("open")
-        .handle;
-    read(handle).expect("read");
-    drop(overlay.release(handle));
-    overlay.close_idle(Duration::ZERO);
+    w.cache(node);
     let calls = w.calls(|| {
         let opened = overlay
             .open_known(node, libc::O_RDONLY, Trust::Ttl)
             .expect("it is known");
         assert!(opened.unbacked);
-        assert_eq!(read(opened.handle).expect("read"), b"0123");
+        assert_eq!(w.read(opened.handle).expect("read"), b"0123");
         drop(overlay.release(opened.handle));
     });
     assert_eq!(calls, 0);
@@ -230,7 +237,7 @@ fn a_file_that_is_cached_whole_is_opened_from_memory() {
         .unlink(NodeId::ROOT, OsStr::new("f"))
         .expect("unlink");
     w.pass(TTL);
-    assert_eq!(read(opened.handle).expect("it is still open"), b"0123");
+    assert_eq!(w.read(opened.handle).expect("it is still open"), b"0123");
     drop(overlay.release(opened.handle));
 }
 
@@ -242,21 +249,14 @@ fn a_file_opened_from_memory_stays_that_file() {
     w.pass(TTL);
     let node = w.node("f");
     let overlay = &w.view.overlay;
-    let read = |handle| w.view.read(handle, warmfs::span::Span::new(0, 10));
-    let handle = overlay
-        .open(caller(), node, libc::O_RDONLY)
-        .expect("open")
-        .handle;
-    read(handle).expect("read");
-    drop(overlay.release(handle));
-    overlay.close_idle(Duration::ZERO);
+    w.cache(node);
     let opened = overlay
         .open_known(node, libc::O_RDONLY, Trust::Ttl)
         .expect("it is known");
     w.write("other", "other");
     std::fs::rename(w.at("other"), w.at("f")).expect("rename");
     w.pass(TTL);
-    assert_eq!(read(opened.handle).expect("read"), b"0123");
+    assert_eq!(w.read(opened.handle).expect("read"), b"0123");
     drop(overlay.release(opened.handle));
     assert_eq!(w.view.getattr(w.node("f")).expect("getattr").size, 5);
 }
