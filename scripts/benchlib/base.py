@@ -33,6 +33,8 @@ class Sizes:
         self.film = (64 if quick else 256) * MIB
         self.limit = 3 if quick else 6
         self.git_limit = 15 if quick else 150
+        # The mark is against the source itself; how long a slower peer takes beyond this says little more.
+        self.peer_git_limit = 5 if quick else 40
 
 
 class Base(Report):
