@@ -125,10 +125,14 @@ struct Visit {
     at: Moment,
     /// Names that are there and were asked for.
     asked: u32,
-    /// Small files that were opened, and the last one's name.
+    /// Small files that were opened, one after the other.
     opened: u32,
-    last_opened: Option<OsString>,
+    last_opened: Option<NodeId>,
     files_ahead: usize,
+    /// The one behind which files were fetched last.
+    fetched_after: Option<OsString>,
+    /// Up to the end of the directory: who opens one again finds it, or does without.
+    all_fetched: bool,
     /// How far in the order of the files they were fetched.
     fetched_to: usize,
 }
@@ -193,6 +197,8 @@ impl Walk {
             opened: 0,
             last_opened: None,
             files_ahead: 0,
+            fetched_after: None,
+            all_fetched: false,
             fetched_to: 0,
         };
         self.visits.put(dir, visit);

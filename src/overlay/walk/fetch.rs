@@ -269,6 +269,10 @@ impl Overlay {
             let Some(visit) = walk.visits.get_mut(&dir) else {
                 return;
             };
+            if visit.last_opened == Some(id) || visit.all_fetched {
+                return;
+            }
+            visit.last_opened = Some(id);
             visit.opened += 1;
             if visit.opened >= 2 {
                 visit.files_ahead = (visit.files_ahead * 2).clamp(FILES_FIRST, FILES_MAX);
@@ -287,7 +291,7 @@ impl Overlay {
         let last = {
             let mut walk = self.walks.of(by).lock();
             let visit = walk.visits.get_mut(&dir);
-            visit.and_then(|visit| visit.last_opened.replace(name.clone()))
+            visit.and_then(|visit| visit.fetched_after.replace(name.clone()))
         };
         let Some(listing) = self.listing_known(dir, Trust::Any) else {
             return;
@@ -313,6 +317,7 @@ impl Overlay {
             let from = visit.fetched_to;
             let to = (behind + count).min(listing.entries.len());
             visit.fetched_to = visit.fetched_to.max(to);
+            visit.all_fetched = to == listing.entries.len();
             (from, to.saturating_sub(from))
         };
         tracing::trace!(
