@@ -78,6 +78,7 @@ impl Overlay {
 
     fn listing(&self, id: NodeId) -> Result<Arc<Listing>> {
         let dir = self.dir(id)?;
+        self.vouch(id);
         let asked = self.question();
         let stat = self.source.stat(&*dir, Self::FRESH)?;
         let version = Version::of(&stat);

@@ -21,6 +21,7 @@ mod refusals;
 mod signals;
 mod surface;
 mod warm;
+mod watched;
 
 #[path = "../../examples/slow_source/fs.rs"]
 mod slow_source;
