@@ -147,7 +147,7 @@ fn an_open_file_is_told_of() {
     });
     let mapped = "import mmap,sys\nf=open(sys.argv[1],'rb')\n\
                   assert mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ)[:]==b'new content'";
-    let said = run(python(mapped).arg(mount.view("dir/f")));
+    let said = run(&mut python(mapped, [mount.view("dir/f")]));
     assert!(said.status.success(), "{said:#?}");
 }
 
