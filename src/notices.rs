@@ -202,7 +202,7 @@ impl Notices {
 
     /// Notices were lost.
     pub fn overflow(&self) {
-        self.shared.push([Notice::Everything]);
+        self.shared.overflow();
     }
 
     /// Watched directories.

@@ -354,3 +354,167 @@ fn is_as_known(
     let listing = inodes.get(dir).and_then(|node| node.listing.as_ref());
     names && listing.is_none_or(|known| known.agrees(name, is))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::Source;
+    use crate::cache::{Cache, Trust};
+    use crate::clock::Clock;
+    use crate::stats::Stats;
+    use crate::sys::Caller;
+    use bytes::Bytes;
+    use std::time::Instant;
+
+    const TTL: Duration = Duration::from_secs(600);
+
+    struct Told {
+        dir: tempfile::TempDir,
+        overlay: Arc<Overlay>,
+        notices: Arc<Notices>,
+    }
+
+    impl Told {
+        fn new(watches_max: usize) -> Told {
+            let dir = tempfile::tempdir_in("/var/tmp").expect("tempdir");
+            std::fs::create_dir(dir.path().join("dir")).expect("mkdir");
+            std::fs::write(dir.path().join("dir/f"), "old").expect("write");
+            let stats = Arc::new(Stats::default());
+            let source = Source::open(dir.path(), None, stats.clone()).expect("source");
+            let cache = Cache::new(1 << 20, TTL, Clock::system(), stats);
+            let limits = crate::config::limits(1024);
+            let overlay = Overlay::new(Arc::new(source), Arc::new(cache), &limits);
+            let overlay = Arc::new(overlay.expect("overlay"));
+            let base = overlay.watch_base(dir.path());
+            let notices = Arc::new(Notices::start(base, watches_max).expect("watches"));
+            overlay.set_notices(notices.clone(), false);
+            let (heeding, coming) = (overlay.clone(), notices.clone());
+            std::thread::spawn(move || {
+                while let Some(notice) = coming.next() {
+                    heeding.heed(&notice);
+                }
+            });
+            Told {
+                dir,
+                overlay,
+                notices,
+            }
+        }
+
+        fn lookup(&self, parent: NodeId, name: &str) -> super::super::Entry {
+            self.overlay.lookup(parent, name.as_ref()).expect("lookup")
+        }
+
+        /// Its size, if memory knows the name.
+        fn known(&self, parent: NodeId, name: &str) -> Option<u64> {
+            let known = self.overlay.lookup_known(parent, name.as_ref(), Trust::Ttl);
+            Some(known?.ok()?.stat.size)
+        }
+
+        #[track_caller]
+        fn eventually(&self, what: &str, check: impl Fn() -> bool) {
+            let begun = Instant::now();
+            while !check() {
+                assert!(begun.elapsed() < Duration::from_secs(10), "{what}");
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            self.notices.stop();
+        }
+    }
+
+    #[test]
+    fn our_own_changes_cool_nothing() {
+        let told = Told::new(100);
+        let dir = told.lookup(NodeId::ROOT, "dir").node;
+        told.lookup(dir, "f");
+        let who = Caller {
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            pid: 0,
+        };
+        for number in 0..100 {
+            let name = format!("own{number}");
+            let made = told
+                .overlay
+                .create(who, dir, name.as_ref(), (0o644, 0), libc::O_RDWR);
+            let (_, open) = made.expect("create");
+            let data = Bytes::from_static(b"mine");
+            let written = told.overlay.write(open.handle, 0, data, Default::default());
+            written.expect("write");
+            drop(told.overlay.release(open.handle));
+        }
+        // Heeded behind all of these, up to what is put off.
+        std::fs::write(told.dir.path().join("dir/f"), "the mark").expect("write");
+        told.eventually("the mark", || told.known(dir, "f") == Some(8));
+        let before = told.overlay.cache().stats().misses.get();
+        for number in 0..100 {
+            let name = format!("own{number}");
+            let known = told
+                .overlay
+                .lookup_known(dir, name.as_ref(), Trust::Ttl)
+                .expect("known");
+            let entry = known.expect("there");
+            assert!(entry.ttl > TTL, "{name} is believed until told");
+            let open = told.overlay.open(who, entry.node, libc::O_RDONLY);
+            let handle = open.expect("open").handle;
+            let read = told.overlay.read(handle, crate::span::Span::new(0, 100));
+            assert_eq!(&read.expect("read")[..], b"mine");
+            drop(told.overlay.release(handle));
+        }
+        assert_eq!(told.overlay.cache().stats().misses.get(), before);
+    }
+
+    #[test]
+    fn what_is_not_watched_is_polled() {
+        let told = Told::new(1);
+        let dir = told.lookup(NodeId::ROOT, "dir");
+        let file = told.lookup(dir.node, "f");
+        assert!(file.ttl <= TTL, "one watch is all there may be");
+        assert_eq!(told.notices.watches(), 1);
+        let absent = told.overlay.lookup(NodeId::ROOT, "absent".as_ref());
+        assert!(absent.is_err());
+        let ttl = told.overlay.absence_ttl(NodeId::ROOT, "absent".as_ref());
+        assert!(ttl > TTL, "the root is watched");
+    }
+
+    #[test]
+    fn after_an_overflow_nothing_is_believed_and_watches_go_on() {
+        let told = Told::new(100);
+        let dir = told.lookup(NodeId::ROOT, "dir").node;
+        assert!(told.lookup(dir, "f").ttl > TTL);
+        told.notices.overflow();
+        told.eventually("nothing is believed", || told.known(dir, "f").is_none());
+        assert!(told.lookup(dir, "f").ttl > TTL, "asked anew");
+        std::fs::write(told.dir.path().join("dir/f"), "changed").expect("write");
+        told.eventually("the change", || told.known(dir, "f") == Some(7));
+    }
+
+    #[test]
+    fn a_file_with_two_names_is_polled() {
+        let told = Told::new(100);
+        let path = told.dir.path();
+        std::fs::hard_link(path.join("dir/f"), path.join("other")).expect("link");
+        let dir = told.lookup(NodeId::ROOT, "dir").node;
+        assert!(told.lookup(dir, "f").ttl <= TTL);
+    }
+
+    #[test]
+    fn a_directory_that_moved_is_watched_anew() {
+        let told = Told::new(100);
+        let path = told.dir.path();
+        let dir = told.lookup(NodeId::ROOT, "dir").node;
+        told.lookup(dir, "f");
+        std::fs::rename(path.join("dir"), path.join("moved")).expect("rename");
+        told.eventually("the watch goes", || told.known(dir, "f").is_none());
+        let moved = told.lookup(NodeId::ROOT, "moved").node;
+        assert_eq!(moved, dir);
+        assert!(told.lookup(moved, "f").ttl > TTL);
+        std::fs::write(path.join("moved/f"), "changed").expect("write");
+        told.eventually("the change", || told.known(moved, "f") == Some(7));
+    }
+}

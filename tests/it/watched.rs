@@ -151,9 +151,9 @@ fn an_open_file_is_told_of() {
     assert!(said.status.success(), "{said:#?}");
 }
 
-/// Calls on the source so far, as the daemon counts the system calls of its reads.
+/// That they cool nothing is a test of the overlay's own.
 #[test]
-fn our_own_changes_cool_nothing() {
+fn our_own_changes_stay_as_they_are() {
     let mount = told();
     for number in 0..200 {
         fs::write(mount.view(format!("dir/own{number}")), "mine").expect("write");
