@@ -13,14 +13,14 @@
 use crate::cache::FileId;
 use notify::event::{EventKind, ModifyKind, RenameMode};
 use notify::{ErrorKind, RecommendedWatcher, RecursiveMode, Watcher};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a watched directory is called here: whatever number its owner knows it by.
 pub type Dir = u64;
@@ -41,9 +41,14 @@ pub enum Notice {
 /// Notices to be heeded.
 #[derive(Default)]
 struct Queue {
+    /// Being heeded one after the other.
+    gathered: BTreeSet<Notice>,
+    /// Came since then.
     notices: BTreeSet<Notice>,
     /// To be looked at once more, after a while.
     later: BTreeSet<Notice>,
+    /// When the first of those was put off for long enough.
+    due: Option<Instant>,
     stopped: bool,
 }
 
@@ -71,6 +76,10 @@ pub struct Notices {
 /// How long a notice is put off that cannot be understood yet: more than a tick of the slowest common kernel clock (10
 /// ms), within which two changes of a file may look like one.
 pub const PUT_OFF: Duration = Duration::from_millis(20);
+
+/// How long notices are gathered before the first is heeded: who makes a file, writes it and closes it causes three or more,
+/// which are then one. Nobody sees 2 ms.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// Watches at most. Each pins an inode and costs the kernel about 1 KiB, and the daemon a path: 32,768 are some 40 MiB, and
 /// more directories than a person works in.
@@ -180,24 +189,34 @@ impl Notices {
             if queue.stopped {
                 return None;
             }
-            if let Some(notice) = queue.notices.pop_first() {
+            if let Some(notice) = queue.gathered.pop_first() {
                 return Some(notice);
             }
-            if queue.later.is_empty() {
-                self.shared.work.wait(&mut queue);
+            // However much comes in between.
+            if queue.due.is_some_and(|due| due <= Instant::now()) {
+                queue.due = None;
+                queue.gathered = std::mem::take(&mut queue.later);
                 continue;
             }
-            // All at once: those put off last wait a little longer than they need.
-            let timed_out = self.shared.work.wait_for(&mut queue, PUT_OFF).timed_out();
-            if timed_out {
-                queue.notices = std::mem::take(&mut queue.later);
+            if !queue.notices.is_empty() {
+                MutexGuard::unlocked(&mut queue, || std::thread::sleep(GATHER));
+                queue.gathered = std::mem::take(&mut queue.notices);
+                continue;
+            }
+            match queue.due {
+                None => self.shared.work.wait(&mut queue),
+                Some(due) => {
+                    let _ = self.shared.work.wait_until(&mut queue, due);
+                }
             }
         }
     }
 
     /// Bring `notice` once more, after [`PUT_OFF`].
     pub fn put_off(&self, notice: Notice) {
-        self.shared.queue.lock().later.insert(notice);
+        let mut queue = self.shared.queue.lock();
+        queue.later.insert(notice);
+        queue.due.get_or_insert_with(|| Instant::now() + PUT_OFF);
     }
 
     /// Notices were lost.
@@ -247,9 +266,9 @@ fn is_limit(error: &notify::Error) -> bool {
 impl Shared {
     fn push(&self, notices: impl IntoIterator<Item = Notice>) {
         let mut queue = self.queue.lock();
-        let before = queue.notices.len();
+        let was_empty = queue.notices.is_empty();
         queue.notices.extend(notices);
-        if queue.notices.len() > before {
+        if was_empty && !queue.notices.is_empty() {
             self.work.notify_one();
         }
     }
