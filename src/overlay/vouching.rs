@@ -323,13 +323,11 @@ impl Overlay {
         } else if !same {
             self.tell_attributes(id);
         }
-        // A second change within the tick would look the same: once more when the tick is over, if any byte is kept.
-        let keeps = check.is_some()
-            || self
-                .inodes
-                .lock()
-                .get(id)
-                .is_some_and(|node| node.seen.is_some());
+        // A second change within the tick would look the same: once more when the tick is over, if bytes are kept that were
+        // read in it. (Our own writes are known without being read.)
+        let seen_racy = |node: &super::inodes::Node| node.seen.is_some_and(|(_, racy)| racy);
+        let keeps =
+            self.cache.is_racy(version.id) || self.inodes.lock().get(id).is_some_and(seen_racy);
         !(is_content && keeps && attr.is_racy())
     }
 }
