@@ -425,6 +425,11 @@ impl Cache {
         self.index.lock().version(id)
     }
 
+    /// Has the record bytes that the next comparison drops even if it finds nothing changed?
+    pub(crate) fn is_racy(&self, id: FileId) -> bool {
+        self.index.lock().is_racy(id)
+    }
+
     /// The state of the record: its version, and how many changes of ours it has seen.
     pub fn seen(&self, id: FileId) -> Option<Seen> {
         self.index.lock().seen(id)

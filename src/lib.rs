@@ -24,7 +24,7 @@
 //! | 4 faces | [`fuse`] request, overlay call, event, reply; [`fileio`] streams; [`patience`] how long the source is waited for |
 //! | 3 meaning | [`overlay`] lookup, open, read, rename ... runs without FUSE |
 //! | 2 data path | [`mod@file`] the only way to the bytes; `file::ahead` reads ahead of programs |
-//! | 1 engine | [`cache`] records, slots, tickets; `prefetch` what a program will read next; [`hooks`] rules, events, plugins |
+//! | 1 engine | [`cache`] records, slots, tickets; `prefetch` what a program will read next; [`hooks`] rules, events, plugins; [`notices`] what the system tells of changes |
 //! | 0 ground | [`backing`] every system call on the source; [`workers`] threads; [`ask`] what programs may ask of a mount; [`config`] settings and limits; [`span`], [`sys`], [`error`], [`clock`], [`pace`], [`stats`] |
 //!
 //! # Invariants worth knowing
@@ -74,6 +74,7 @@ pub mod fileio;
 pub mod fuse;
 pub mod hooks;
 pub mod mount;
+pub mod notices;
 pub mod overlay;
 pub mod pace;
 pub mod patience;

@@ -11,9 +11,10 @@
 use crate::backing::{Intercept, Source};
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::{self, MountConfig, MountFlag};
+use crate::config::{self, MountConfig, MountFlag, Watch};
 use crate::fuse::{Face, Invalidator};
 use crate::hooks::{self, Act, Hooks, Setup};
+use crate::notices::{self, Notices};
 use crate::overlay::{Actor, Overlay};
 use crate::patience::Patience;
 use crate::stats::Stats;
@@ -359,6 +360,7 @@ pub fn mount_with_hooks(
     spawn("warmfs-notify", move || sender.run(&notifier)).map_err(no_threads)?;
     let session = session.spawn().map_err(no_threads)?;
     sweep_every(&overlay, &patience, config::READ_HANDLE_IDLE);
+    watch(config, &overlay);
     let mounted = Mounted {
         mountpoint: config.mountpoint.clone(),
         overlay,
@@ -369,6 +371,35 @@ pub fn mount_with_hooks(
     };
     mounted.note_own_device();
     Ok(mounted)
+}
+
+/// Let the system tell of changes in the source, where it can. `ttl = 0` compares each time, whatever is told.
+fn watch(config: &MountConfig, overlay: &Arc<Overlay>) {
+    let wanted = match config.watch {
+        Watch::Auto => overlay.is_local(),
+        Watch::On => true,
+        Watch::Off => false,
+    };
+    if !wanted || config.ttl.is_zero() {
+        return;
+    }
+    let base = overlay.watch_base(&config.source);
+    let heeding = Arc::downgrade(overlay);
+    let started = Notices::start(base, notices::watches_max()).and_then(|notices| {
+        let notices = Arc::new(notices);
+        overlay.set_notices(notices.clone(), config.watch == Watch::On);
+        let heed = move || {
+            while let Some(notice) = notices.next()
+                && let Some(overlay) = heeding.upgrade()
+            {
+                overlay.heed(&notice);
+            }
+        };
+        spawn("warmfs-heed", heed).map_err(|error| error.to_string())
+    });
+    if let Err(error) = started {
+        tracing::warn!("the source cannot be watched: {error}; it is polled as --ttl says");
+    }
 }
 
 fn spawn<T: Send + 'static>(
@@ -504,6 +535,7 @@ impl Mounted {
             self.abort();
         }
         self.overlay.close_background();
+        self.overlay.stop_notices();
         self.invalidator.stop();
         if !self.patience.pool().stop(config::DRAIN) {
             tracing::warn!("requests still hang at the source; they were answered to nobody");

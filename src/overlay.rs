@@ -25,6 +25,7 @@ mod inodes;
 mod names;
 mod questions;
 mod sweep;
+mod vouching;
 mod walk;
 mod warm;
 mod watch;
@@ -87,6 +88,8 @@ pub struct Entry {
 
 /// Told when the kernel must drop what it cached of a file. Called without any lock held; must not block.
 pub trait Invalidate: Send + Sync + 'static {
+    /// The attributes of `node`; its content is as it was.
+    fn attributes(&self, node: NodeId);
     /// The content (and attributes) of `node`.
     fn content(&self, node: NodeId);
     /// What `name` in `parent` stands for.
@@ -118,6 +121,8 @@ pub struct Overlay {
     /// How long the source takes to say what a name is.
     pace: Pace,
     questions: Questions,
+    /// Tells of changes in the source. Without it they are asked for.
+    notices: std::sync::OnceLock<vouching::Told>,
     sweeps: Sweeps,
     walks: Walks,
     /// Reads ahead of programs.
@@ -180,6 +185,7 @@ impl Overlay {
             this: std::sync::OnceLock::new(),
             pace: Pace::default(),
             questions: Questions::default(),
+            notices: std::sync::OnceLock::new(),
             sweeps: Sweeps::default(),
             walks: Walks::default(),
             ahead: std::sync::OnceLock::new(),
@@ -401,6 +407,7 @@ impl Overlay {
         if self.is_flapping(parent) {
             return self.lookup_held(parent, &dir, name);
         }
+        self.vouch(parent);
         let asked = self.question();
         match self.source.stat_at(&*dir, name, Self::FRESH) {
             Ok(stat) if self.own_device.get() == Some(&stat.dev) => {
@@ -483,13 +490,22 @@ impl Overlay {
         let stored = inodes.store_attr(id, self.answer(stat, asked), asked.epoch);
         inodes.count_lookup(id);
         let generation = inodes.get(id).map_or(0, |node| node.generation);
+        let now = self.now();
+        let ttl = stored.filter(|_| named).map(|attr| {
+            // Attributes may be vouched for where the name is not.
+            let child = inodes.get(parent).and_then(|dir| dir.children.get(name));
+            let name_left = child.map_or(Duration::ZERO, |c| inodes.name_left(parent, c, now));
+            let attr_left = attr.ttl_left(now);
+            if attr.is_vouched() {
+                attr_left.min(name_left)
+            } else {
+                attr_left
+            }
+        });
         drop(inodes);
         if let Some(attr) = &stored {
             self.confirm(id, attr);
         }
-        let ttl = stored
-            .filter(|_| named)
-            .map(|attr| attr.ttl_left(self.now()));
         Entry {
             node: id,
             generation,

@@ -300,6 +300,10 @@ impl Index {
         self.records.get(&id)?.version
     }
 
+    pub(super) fn is_racy(&self, id: FileId) -> bool {
+        self.records.get(&id).is_some_and(|record| record.racy)
+    }
+
     pub(super) fn generation(&self, id: FileId) -> (u64, u32) {
         self.records
             .get(&id)

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 /// What the kernel is to drop.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Target {
+    Attributes(NodeId),
     Content(NodeId),
     Entry(NodeId, OsString),
 }
@@ -33,6 +34,8 @@ impl Invalidator {
             };
             parking_lot::MutexGuard::unlocked(&mut queue, || {
                 let told = match &target {
+                    // A negative offset leaves the pages alone (fuse_reverse_inval_inode of Linux).
+                    Target::Attributes(id) => notifier.inval_inode(INodeNo(id.0), -1, 0),
                     Target::Content(id) => notifier.inval_inode(INodeNo(id.0), 0, 0),
                     Target::Entry(parent, name) => notifier.inval_entry(INodeNo(parent.0), name),
                 };
@@ -59,6 +62,10 @@ impl Invalidator {
 }
 
 impl Invalidate for Invalidator {
+    fn attributes(&self, node: NodeId) {
+        self.push(Target::Attributes(node));
+    }
+
     fn content(&self, node: NodeId) {
         self.push(Target::Content(node));
     }

@@ -12,6 +12,10 @@ use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+/// How long something is believed while a watch would tell of its change: for ever, in numbers that the kernel can add to
+/// its own time.
+pub(super) const UNTIL_TOLD: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+
 /// When the source was asked something, by each of the clocks that matter.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
@@ -50,8 +54,29 @@ impl Attr {
         }
     }
 
+    /// The same, believed until told.
+    pub(super) fn vouched(self) -> Attr {
+        Attr {
+            trust: UNTIL_TOLD,
+            ..self
+        }
+    }
+
+    /// Are they believed until told?
+    pub(super) fn is_vouched(&self) -> bool {
+        self.trust == UNTIL_TOLD
+    }
+
+    /// Could the file have changed once more, when it was asked for, without a trace?
+    pub(super) fn is_racy(&self) -> bool {
+        self.racy
+    }
+
     /// How much longer the attributes may be believed at `now`.
     pub fn ttl_left(&self, now: Moment) -> Duration {
+        if self.is_vouched() {
+            return UNTIL_TOLD;
+        }
         self.trust.saturating_sub(now.since(self.checked))
     }
 
@@ -63,6 +88,7 @@ impl Attr {
     /// The same, believed as `trust` says. `before` is what was known of the file until now.
     pub(super) fn trusted(self, before: Option<&Attr>, trust: &Trusting) -> Attr {
         let unchanged = before
+            .filter(|before| !before.is_vouched())
             .filter(|before| Version::of(&before.stat) == Version::of(&self.stat))
             .filter(|_| !self.racy);
         Attr {
@@ -302,11 +328,26 @@ impl KnownListing {
             .filter(|_| self.is_plain() && !self.listing.racy)
     }
 
+    /// Is this what a name was last known to be? `Some`: its kind and, where it is known, its number.
+    pub(super) fn agrees(&self, name: &OsStr, is: Option<(u32, u64)>) -> bool {
+        if let Some(edit) = self.edits.get(name) {
+            return *edit == is.map(|(kind, _)| kind);
+        }
+        let rank = self.listing.rank(name);
+        let entry = rank.map(|rank| self.listing.by_name()[rank] as usize);
+        match (entry.map(|place| &self.listing.entries[place]), is) {
+            (None, None) => true,
+            (Some(entry), Some((kind, ino))) => {
+                (entry.kind == kind || entry.kind == 0) && entry.ino == ino
+            }
+            _ => false,
+        }
+    }
+
     /// How much longer it may be believed at `now`.
     pub(super) fn left(&self, held: Option<&Held>, now: Moment, trusting: &Trusting) -> Duration {
-        let same = |held: &&Held| held.version == Some(self.listing.version) && !self.listing.racy;
-        match held.filter(same) {
-            Some(held) if self.is_plain() && now.since(self.read) < trusting.names_max => held
+        match self.holding(held) {
+            Some(held) if now.since(self.read) < trusting.names_max => held
                 .trust
                 .saturating_sub(now.since(held.checked.max(self.read))),
             _ => trusting.ttl.saturating_sub(now.since(self.read)),

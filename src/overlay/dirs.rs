@@ -124,6 +124,10 @@ impl Overlay {
 
     fn listing(&self, id: NodeId) -> Result<Arc<Listing>> {
         let dir = self.dir(id)?;
+        if let Some(node) = self.inodes.lock().get_mut(id) {
+            node.fresh = false;
+        }
+        self.vouch(id);
         let asked = self.question();
         let stat = self.source.stat(&*dir, Self::FRESH)?;
         let version = Version::of(&stat);

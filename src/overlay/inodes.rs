@@ -16,7 +16,7 @@
 //! needed are returned as [`Garbage`], because closing one may wait for the source.
 
 use super::Limits;
-use super::attrs::{Asked, Attr, Edit, Held, KnownListing, Listing, Trusting, Xattrs};
+use super::attrs::{Asked, Attr, Edit, Held, KnownListing, Listing, Trusting, UNTIL_TOLD, Xattrs};
 use crate::cache::{FileId, Version};
 use crate::clock::Moment;
 use crate::sys::{Stat, Time};
@@ -74,6 +74,24 @@ pub(super) struct Child {
     pub(super) checked: Moment,
 }
 
+/// Does a watch tell of the changes of a directory?
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) enum Watch {
+    /// Nobody has asked for one.
+    #[default]
+    No,
+    /// Then it could not be set.
+    Refused(Moment),
+    /// What the source was asked for from then on is believed until told.
+    Since(Moment),
+}
+
+impl Watch {
+    pub(super) fn covers(self, asked: Moment) -> bool {
+        matches!(self, Watch::Since(since) if asked >= since)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) file: FileId,
@@ -94,6 +112,8 @@ pub(super) struct Node {
     /// Absent names added to `children` since they were last thinned out.
     absent: u32,
     pub(super) listing: Option<KnownListing>,
+    /// A directory that was made through us, and that nobody has listed so far.
+    pub(super) fresh: bool,
     /// A directory: the listing that the kernel may have kept, and since when.
     pub(super) shown: Option<(Arc<Listing>, Moment)>,
     /// A directory: the version that its names hold with.
@@ -111,6 +131,8 @@ pub(super) struct Node {
     pub(super) flapped: Option<Moment>,
     /// A directory: when it was last known to exist.
     pub(super) proven: Option<Moment>,
+    /// A directory: does a watch tell of its changes?
+    pub(super) watch: Watch,
     /// The last name is gone, so the source may give the number to another file.
     pub(super) dead: bool,
 }
@@ -161,6 +183,8 @@ pub(super) struct Inodes {
     /// Files held since their lookup, in directories that flap.
     named: LruCache<NodeId, (Arc<OwnedFd>, Moment)>,
     garbage: Garbage,
+    /// See [`Inodes::take_unwatched`].
+    unwatched: Vec<NodeId>,
 }
 
 impl Inodes {
@@ -178,6 +202,7 @@ impl Inodes {
             reads: LruCache::new(limits.read_handles),
             named: LruCache::new(limits.read_handles),
             garbage: Garbage::default(),
+            unwatched: Vec::new(),
         };
         let mut node = inodes.fresh(root, 0);
         node.lookups = 1;
@@ -205,6 +230,7 @@ impl Inodes {
             children: HashMap::new(),
             absent: 0,
             listing: None,
+            fresh: false,
             shown: None,
             held: None,
             link: None,
@@ -214,6 +240,7 @@ impl Inodes {
             grave: None,
             flapped: None,
             proven: None,
+            watch: Watch::No,
             dead: false,
         }
     }
@@ -238,7 +265,11 @@ impl Inodes {
 
     /// How much longer it may be believed at `now` what a name in a directory stands for.
     pub(super) fn name_left(&self, parent: NodeId, child: &Child, now: Moment) -> Duration {
-        let held = self.nodes.get(&parent).and_then(|dir| dir.held.as_ref());
+        let dir = self.nodes.get(&parent);
+        if dir.is_some_and(|dir| dir.watch.covers(child.checked)) {
+            return UNTIL_TOLD;
+        }
+        let held = dir.and_then(|dir| dir.held.as_ref());
         Held::name_left(held, child.checked, now, &self.trusting)
     }
 
@@ -252,7 +283,10 @@ impl Inodes {
     pub(super) fn listing(&mut self, id: NodeId, now: Moment) -> Option<(Arc<Listing>, Duration)> {
         let dir = self.nodes.get_mut(&id)?;
         let known = dir.listing.as_mut()?;
-        let left = known.left(dir.held.as_ref(), now, &self.trusting);
+        let left = match dir.watch.covers(known.read) {
+            true => UNTIL_TOLD,
+            false => known.left(dir.held.as_ref(), now, &self.trusting),
+        };
         if known.is_plain() {
             return Some((known.listing.clone(), left));
         }
@@ -307,6 +341,9 @@ impl Inodes {
         let Some(mut old) = self.nodes.remove(&id) else {
             return;
         };
+        if let Watch::Since(_) = old.watch {
+            self.unwatched.push(id);
+        }
         self.garbage.push(old.grave.take());
         self.close_cached(id);
         let mut node = self.fresh(stat, old.generation + 1);
@@ -424,11 +461,65 @@ impl Inodes {
             return None;
         }
         let attr = attr.trusted(node.attr.as_ref(), &self.trusting);
+        let vouched = self.is_vouched(id, &attr);
+        let node = self.nodes.get_mut(&id)?;
+        let attr = if vouched { attr.vouched() } else { attr };
         if node.kind == crate::sys::S_IFDIR {
             node.held = Some(Held::observe(node.held, &attr, &self.trusting));
         }
         node.attr = Some(attr);
         Some(attr)
+    }
+
+    /// Would a watch tell of a change of these attributes? A directory's own watch does; that of the directory above tells
+    /// of everything else that has no other name, by which it could be changed unseen.
+    fn is_vouched(&self, id: NodeId, attr: &Attr) -> bool {
+        let Some(node) = self.nodes.get(&id) else {
+            return false;
+        };
+        if node.kind == crate::sys::S_IFDIR {
+            return node.watch.covers(attr.checked);
+        }
+        attr.stat.nlink == 1
+            && node.names.iter().any(|(parent, name)| {
+                self.nodes.get(parent).is_some_and(|dir| {
+                    let child = dir.children.get(name);
+                    dir.watch.covers(attr.checked)
+                        && child.is_some_and(|c| c.node == Some(id) && dir.watch.covers(c.checked))
+                })
+            })
+    }
+
+    /// Directories whose nodes went while they were watched.
+    pub(super) fn take_unwatched(&mut self) -> Vec<NodeId> {
+        let mut unwatched = std::mem::take(&mut self.unwatched);
+        unwatched.retain(|id| {
+            let node = self.nodes.get(id);
+            !node.is_some_and(|node| matches!(node.watch, Watch::Since(_)))
+        });
+        unwatched
+    }
+
+    /// `id` and all that is known to be below it.
+    pub(super) fn tree(&self, id: NodeId) -> Vec<NodeId> {
+        let mut tree = vec![id];
+        let mut seen = std::collections::HashSet::from([id]);
+        let mut at = 0;
+        while let Some(node) = tree.get(at) {
+            at += 1;
+            let children = self.nodes.get(node).map(|node| node.children.values());
+            let children = children
+                .into_iter()
+                .flatten()
+                .filter_map(|child| child.node);
+            tree.extend(children.filter(|child| seen.insert(*child)));
+        }
+        tree
+    }
+
+    /// All nodes.
+    pub(super) fn all(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
     }
 
     /// A change of `id` begins: what is known of its attributes is void until it ends.
@@ -444,13 +535,15 @@ impl Inodes {
     /// other change was under way meanwhile, which that may not show.
     pub(super) fn end_change(&mut self, id: NodeId, begun: Epoch, attr: Option<Attr>) {
         self.epoch += 1;
+        let vouched = attr.as_ref().is_some_and(|attr| self.is_vouched(id, attr));
         let epoch = Epoch(self.epoch);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.changing -= 1;
             let is_sole = node.changing == 0 && node.changed <= begun;
             node.changed = epoch;
             let attr = attr.filter(|_| is_sole);
-            node.attr = attr.map(|attr| attr.trusted(None, &self.trusting));
+            let trusted = attr.map(|attr| attr.trusted(None, &self.trusting));
+            node.attr = trusted.map(|attr| if vouched { attr.vouched() } else { attr });
             if let Some(held) = &mut node.held {
                 held.version = None;
             }
@@ -543,6 +636,9 @@ impl Inodes {
         let Some(mut node) = self.nodes.remove(&id) else {
             return;
         };
+        if let Watch::Since(_) = node.watch {
+            self.unwatched.push(id);
+        }
         self.garbage.push(node.grave.take());
         self.close_cached(id);
         self.by_file.remove(&node.file);

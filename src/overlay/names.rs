@@ -111,10 +111,14 @@ impl Overlay {
         name: &OsStr,
         (mode, umask): (u32, u32),
     ) -> Result<Entry> {
-        self.make(parent, (name, crate::sys::S_IFDIR), |dir| {
+        let entry = self.make(parent, (name, crate::sys::S_IFDIR), |dir| {
             self.creator(caller, mode, umask)
                 .run(|| self.source.mkdir(&**dir, name, mode & 0o7777))
-        })
+        })?;
+        if let Some(node) = self.inodes.lock().get_mut(entry.node) {
+            node.fresh = true;
+        }
+        Ok(entry)
     }
 
     /// Make a symbolic link.

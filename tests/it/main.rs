@@ -23,6 +23,7 @@ mod signals;
 mod surface;
 mod walks;
 mod warm;
+mod watched;
 
 #[path = "../../examples/slow_source/fs.rs"]
 mod slow_source;
