@@ -158,6 +158,14 @@ impl CachedFile {
         self.read_missing(span, wide, step)
     }
 
+    /// As [`CachedFile::read_compared`], for one who knows all that he will read: nothing is read ahead of him.
+    pub fn read_exactly(&self, span: Span, compared: Compared) -> Result<Bytes> {
+        match compared {
+            Compared::Unsettled => self.read_uncached(span),
+            _ => self.read_missing(span, span, FETCH_BYTES_MAX),
+        }
+    }
+
     /// Read `span`, and what else of `wide` one request of `step` bytes brings with it.
     fn read_missing(&self, span: Span, wide: Span, step: u64) -> Result<Bytes> {
         let mut pieces = Pieces::default();

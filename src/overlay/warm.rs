@@ -200,7 +200,7 @@ fn warm_part(open: &OpenFile, part: Span, compared: Compared) -> Result<Warmed> 
     let mut warmed = Warmed::default();
     match open.file.hit(part, Trust::Any) {
         Some(hit) if compared != Compared::Unsettled => warmed.cached = hit.pieces.len() as u64,
-        _ => warmed.fetched = open.file.read_compared(part, compared)?.len() as u64,
+        _ => warmed.fetched = open.file.read_exactly(part, compared)?.len() as u64,
     }
     Ok(warmed)
 }
