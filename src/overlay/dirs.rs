@@ -89,11 +89,14 @@ impl Overlay {
         let Some(node) = inodes.get_mut(id) else {
             return KeepDir::No;
         };
+        let is_open = node.dir_opens > 0;
+        node.dir_opens += 1;
         match &node.shown {
             Some((shown, at)) if Arc::ptr_eq(shown, listing) && now.since(*at) < trust => {
                 KeepDir::Yes
             }
-            _ if listing.racy || trust.is_zero() => {
+            // Somebody may still read an older listing, and the kernel would take his entries for these.
+            _ if listing.racy || trust.is_zero() || is_open => {
                 node.shown = None;
                 KeepDir::No
             }
@@ -160,7 +163,21 @@ impl Overlay {
 
     /// Close a directory.
     pub fn releasedir(&self, handle: u64) {
-        drop(self.dirs.remove(handle));
+        if let Some(open) = self.dirs.remove(handle)
+            && let Some(node) = self.inodes.lock().get_mut(open.node)
+        {
+            node.dir_opens = node.dir_opens.saturating_sub(1);
+        }
+    }
+
+    /// Read an open directory from the start again: with a new listing. Others may be reading the old one.
+    fn renew(&self, open: &OpenDir, listing: Arc<Listing>) {
+        let old = std::mem::replace(&mut *open.snapshot.lock(), listing.clone());
+        if !Arc::ptr_eq(&old, &listing)
+            && let Some(node) = self.inodes.lock().get_mut(open.node)
+        {
+            node.shown = None;
+        }
     }
 
     /// fsync(2) of a directory.
@@ -184,7 +201,7 @@ impl Overlay {
                 return None;
             }
             let fresh = self.listing_known(open.node, trust)?;
-            *open.snapshot.lock() = fresh;
+            self.renew(&open, fresh);
         }
         let listing = open.snapshot.lock().clone();
         let mut batch = self.dots(open.node, from);
@@ -227,7 +244,7 @@ impl Overlay {
         let open = self.dirs.get(handle)?;
         if from == 0 && open.used.swap(true, Ordering::AcqRel) {
             let fresh = self.listing_once(open.node)?;
-            *open.snapshot.lock() = fresh;
+            self.renew(&open, fresh);
         }
         let listing = open.snapshot.lock().clone();
         let mut batch = self.dots(open.node, from);

@@ -116,6 +116,8 @@ pub(super) struct Node {
     pub(super) fresh: bool,
     /// A directory: the listing that the kernel may have kept, and since when.
     pub(super) shown: Option<(Arc<Listing>, Moment)>,
+    /// A directory: how often it is open.
+    pub(super) dir_opens: u32,
     /// A directory: the version that its names hold with.
     pub(super) held: Option<Held>,
     pub(super) link: Option<(OsString, Version)>,
@@ -232,6 +234,7 @@ impl Inodes {
             listing: None,
             fresh: false,
             shown: None,
+            dir_opens: 0,
             held: None,
             link: None,
             xattrs: None,
@@ -350,6 +353,7 @@ impl Inodes {
         // The kernel gives back references by number, of whatever generation.
         node.lookups = old.lookups;
         node.unbacked = old.unbacked;
+        node.dir_opens = old.dir_opens;
         node.changing = old.changing;
         node.changed = Epoch(self.epoch);
         for (parent, name) in &old.names {

@@ -290,4 +290,11 @@ fn the_kernel_keeps_a_listing_while_it_is_current() {
     w.write("h", "");
     w.pass(TTL);
     assert_eq!([open(), open()], [KeepDir::New, KeepDir::Yes]);
+    // Somebody reads the old listing while there is a new one: the kernel could take his entries for those.
+    let reader = w.view.overlay.opendir(NodeId::ROOT).expect("opendir");
+    w.write("i", "");
+    w.pass(TTL);
+    assert_eq!(open(), KeepDir::No);
+    w.view.overlay.releasedir(reader.handle);
+    assert_eq!([open(), open()], [KeepDir::New, KeepDir::Yes]);
 }
