@@ -273,7 +273,11 @@ impl Overlay {
             let now = self.now();
             let mut inodes = self.inodes.lock();
             if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) == 0 {
-                inodes.set_child(from.0, from.1, if exchange { other } else { None }, now);
+                match other {
+                    // The table does not know what comes: it was told of a change meanwhile.
+                    None if exchange => inodes.unlearn(from.0, from.1),
+                    _ => inodes.set_child(from.0, from.1, other.filter(|_| exchange), now),
+                }
             } else {
                 // RENAME_WHITEOUT leaves a device node at the old name.
                 inodes.set_child(from.0, from.1, None, now);

@@ -11,7 +11,7 @@
 //! Promises:
 //! * How far it runs ahead doubles with each directory that was fetched ahead and then visited, from [`DIRS_FIRST`] up to
 //!   [`DIRS_MAX`] directories; a visit somewhere else ends it. So a person who opens a folder costs the source little.
-//! * What is fetched ahead is needed within half of its ttl, as far as can be told, or it would be asked for twice:
+//! * What is fetched ahead takes a quarter of its ttl to fetch, as far as can be told, or it would be asked for twice:
 //!   fewer names are fetched ahead of a slower source.
 //! * Small files fetched ahead take at most an eighth of the memory tier.
 //! * Everything happens on the pool for requests ahead of programs. An error of it is nobody's.

@@ -298,3 +298,20 @@ fn the_kernel_keeps_a_listing_while_it_is_current() {
     w.view.overlay.releasedir(reader.handle);
     assert_eq!([open(), open()], [KeepDir::New, KeepDir::Yes]);
 }
+
+/// Two names change places, and one of them has just been forgotten: it was taken for absent from then on.
+#[test]
+fn an_exchange_with_a_name_that_is_not_known_leaves_none_missing() {
+    let w = World::new();
+    for name in ["a", "b"] {
+        w.write(name, name);
+    }
+    w.node("a");
+    let (a, b) = (OsStr::new("a"), OsStr::new("b"));
+    let root = NodeId::ROOT;
+    w.view
+        .overlay
+        .rename((root, a), (root, b), libc::RENAME_EXCHANGE)
+        .expect("exchange");
+    assert!(!w.is_absent("a") && !w.is_absent("b"));
+}

@@ -158,11 +158,11 @@ impl Overlay {
         }
     }
 
-    /// Names that can be fetched and used within half of their ttl.
+    /// Names that can be fetched within a quarter of their ttl: the rest is for the program to get there.
     fn names_ahead_max(&self) -> usize {
         let threads = self.asking_ahead().map_or(0, |pool| pool.threads_max());
         let each = self.pace.usual().as_secs_f64().max(1e-6);
-        let names = threads as f64 * self.ttl().as_secs_f64() / 2.0 / each;
+        let names = threads as f64 * self.ttl().as_secs_f64() / 4.0 / each;
         (names as usize).clamp(threads, NAMES_MAX)
     }
 
