@@ -33,6 +33,8 @@
 //! * No lock is held during a system call on the source, and none while anything is sent to the kernel.
 //! * An event is in the queue of its plugin before the program that caused it gets its answer ([`hooks`]).
 //! * FUSE threads: at most half of them are ever at the source ([`config::FUSE_THREADS`]).
+//! * What runs ahead of programs (`file::ahead`, and walks and sweeps in [`overlay`]) has threads of its own. No program waits for
+//!   it, but for an answer that it has asked for already; no error of it reaches one.
 //! * Lock order: `renames` before `inodes` (both in [`overlay`]); the cache's index is locked last and alone.
 //!
 //! # As a library
