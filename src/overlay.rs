@@ -53,6 +53,7 @@ use inodes::{Inodes, is_fresh};
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 use questions::Questions;
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -121,6 +122,8 @@ pub struct Overlay {
     /// How long the source takes to say what a name is.
     pace: Pace,
     questions: Questions,
+    /// Kinds of extended attributes that file systems of the source do not have, and since when that is known.
+    no_xattrs: Mutex<HashMap<(u64, OsString), Moment>>,
     /// Tells of changes in the source. Without it they are asked for.
     notices: std::sync::OnceLock<vouching::Told>,
     sweeps: Sweeps,
@@ -185,6 +188,7 @@ impl Overlay {
             this: std::sync::OnceLock::new(),
             pace: Pace::default(),
             questions: Questions::default(),
+            no_xattrs: Mutex::default(),
             notices: std::sync::OnceLock::new(),
             sweeps: Sweeps::default(),
             walks: Walks::default(),

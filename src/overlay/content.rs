@@ -2,6 +2,7 @@
 
 use super::attrs::{Asked, Xattrs};
 use super::handles::{OpenFile, Unbacked};
+use super::inodes::is_fresh;
 use super::walk::SMALL;
 use super::{Caller, Entry, NodeId, Overlay, STALE, shown};
 use crate::backing::BackingFile;
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,6 +82,9 @@ pub(super) fn source_flags(flags: i32) -> OFlag {
 fn is_readable_only(flags: i32) -> bool {
     flags & libc::O_ACCMODE == libc::O_RDONLY && flags & libc::O_TRUNC == 0
 }
+
+/// How long a file system is believed not to have extended attributes of a kind, once it has said so of one file.
+const NO_XATTRS_FOR: Duration = Duration::from_secs(60);
 
 impl Overlay {
     /// Open for reading without asking the source: possible while its attributes are believed and a descriptor of it is
@@ -625,6 +630,12 @@ impl Overlay {
         size: u32,
         trust: Trust,
     ) -> Option<Result<XattrAnswer>> {
+        if let Some(key) = self.xattr_kind(id, name)
+            && let Some(since) = self.no_xattrs.lock().get(&key)
+            && is_fresh(*since, self.now(), NO_XATTRS_FOR)
+        {
+            return Some(Err(Error::new(Errno::EOPNOTSUPP, "getxattr")));
+        }
         self.xattrs_known(id, trust, |xattrs| {
             Some(match xattrs.values.get(name)? {
                 Ok(value) => fit(value, size),
@@ -643,6 +654,16 @@ impl Overlay {
         self.xattrs_known(id, trust, |xattrs| {
             xattrs.list.as_ref().map(|list| fit(list, size))
         })
+    }
+
+    /// The file system and the kind of an extended attribute (`security.`, `system.` ...), of a file or directory: others may
+    /// have none where these do.
+    fn xattr_kind(&self, id: NodeId, name: &OsStr) -> Option<(u64, OsString)> {
+        let inodes = self.inodes.lock();
+        let node = inodes.get(id)?;
+        let has_any = matches!(node.kind, crate::sys::S_IFREG | crate::sys::S_IFDIR);
+        let kind = name.as_encoded_bytes().split(|byte| *byte == b'.').next()?;
+        has_any.then(|| (node.file.dev, OsStr::from_bytes(kind).to_owned()))
     }
 
     fn xattrs_known<T>(
@@ -670,6 +691,13 @@ impl Overlay {
             }
             _ => None,
         };
+        if let Some(Err(Errno::EOPNOTSUPP)) = &known
+            && !self.ttl().is_zero()
+            && let Some(key) = self.xattr_kind(id, name)
+        {
+            // As every file there: `ls -l` asks for two of each.
+            self.no_xattrs.lock().insert(key, self.now());
+        }
         if let Some(known) = known {
             self.keep_xattr(id, version, |xattrs| {
                 if xattrs.values.len() < Xattrs::NAMES_MAX {
@@ -742,6 +770,7 @@ impl Overlay {
         position: u32,
     ) -> Result<()> {
         let named = self.named(id)?;
+        self.no_xattrs.lock().clear();
         // Setting an ACL takes the set-group-id bit away from a caller outside the group, as chmod does.
         let identity = if name == "system.posix_acl_access" {
             Identity::creating(caller.uid, caller.gid, 0).with_groups_of(caller.pid)
