@@ -681,6 +681,28 @@ impl Overlay {
 
     /// Value of an extended attribute.
     pub fn getxattr(&self, id: NodeId, name: &OsStr, size: u32) -> Result<XattrAnswer> {
+        let at = self.name_of(id).filter(|_| self.runs_ahead());
+        let Some((dir, file)) = at else {
+            return self.getxattr_source(id, name, size);
+        };
+        self.fetch_xattrs_after(dir, &file, name);
+        // Asked once, as names are: no entry has a name with a slash.
+        let about = [file.as_os_str(), name].join(OsStr::new("/"));
+        let asking = self.questions.begin(dir, &about);
+        if asking.is_none()
+            && let Some(known) = self.getxattr_known(id, name, size, Trust::Ttl)
+        {
+            return known;
+        }
+        self.getxattr_source(id, name, size)
+    }
+
+    pub(super) fn getxattr_source(
+        &self,
+        id: NodeId,
+        name: &OsStr,
+        size: u32,
+    ) -> Result<XattrAnswer> {
         let named = self.named(id)?;
         let version = self.version_now(id, &named)?;
         let answer = self.whole_xattr(|size| self.source.getxattr(&*named, name, size));

@@ -370,4 +370,42 @@ impl Overlay {
             tracing::debug!("walk: {error}");
         }
     }
+
+    /// `ls -l` asks for the access control list of one entry after the other: fetch those that come next.
+    pub(in crate::overlay) fn fetch_xattrs_after(&self, dir: NodeId, file: &OsStr, name: &OsStr) {
+        let (file, name) = (file.to_owned(), name.to_owned());
+        self.ahead(dir, move |overlay| {
+            let Some(listing) = overlay.listing_known(dir, Trust::Any) else {
+                return;
+            };
+            let Some(rank) = listing.rank(&file) else {
+                return;
+            };
+            let from = Order::Listed.position(&listing, rank) + 1;
+            for place in (from..listing.entries.len()).take(FILES_MAX) {
+                let (listing, name) = (listing.clone(), name.clone());
+                overlay.ahead(dir, move |overlay| {
+                    overlay.fetch_xattr(dir, listing.name(place as u32), &name);
+                });
+            }
+        });
+    }
+
+    /// Only of what has been looked at: that a program wants the attributes of the others is not known.
+    fn fetch_xattr(&self, dir: NodeId, file: &OsStr, name: &OsStr) {
+        let Some(id) = self.child(dir, file) else {
+            return;
+        };
+        let about = [file, name].join(OsStr::new("/"));
+        let is_looked_at = self.getattr_known(id, Trust::Ttl).is_some();
+        let is_known = self.getxattr_known(id, name, 0, Trust::Ttl).is_some();
+        if !is_looked_at || is_known || self.questions.is_under_way(dir, &about) {
+            return;
+        }
+        if let Some(_asking) = self.questions.begin(dir, &about)
+            && let Err(error) = self.getxattr_source(id, name, 0)
+        {
+            tracing::trace!("walk: {error}");
+        }
+    }
 }
