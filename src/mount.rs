@@ -383,9 +383,8 @@ fn watch(config: &MountConfig, overlay: &Arc<Overlay>) {
     if !wanted || config.ttl.is_zero() {
         return;
     }
-    let base = overlay.watch_base(&config.source);
     let heeding = Arc::downgrade(overlay);
-    let started = Notices::start(base, notices::watches_max()).and_then(|notices| {
+    let started = Notices::start(&config.source, notices::watches_max()).and_then(|notices| {
         let notices = Arc::new(notices);
         overlay.set_notices(notices.clone(), config.watch == Watch::On);
         let heed = move || {

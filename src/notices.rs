@@ -1,23 +1,32 @@
-//! What the operating system tells of changes in directories (inotify, FSEvents): the adapter of the crate `notify`.
+//! What the operating system tells of changes in directories: inotify on Linux, FSEvents on macOS.
 //!
 //! Promises:
 //! * A directory is watched from the return of [`Notices::watch`] on: every later change of its names, and of the
-//!   attributes and contents of its entries, made under one of those names, arrives in [`Notices::next`].
-//! * Notices are a set of directories and names, so many changes of one file are one notice, and its length is bounded by
-//!   what is known. Taking them in waits for nothing.
-//! * When a watch is lost (the directory was moved or removed), or notices were lost, that arrives too.
+//!   attributes and contents of its entries, made under one of those names, arrives in [`Notices::next`]. (Not a store
+//!   through a memory map: Linux tells of that when the file is closed and unmapped.)
+//! * Notices are a set of directories and names, so many changes of one file are one notice, and its length is bounded.
+//!   Taking them in waits for nothing.
+//! * When a watch is lost, or notices were lost, that arrives too.
 //!
 //! What it deliberately does not do: look at the source to find out what a notice means. It tells of our own changes as
 //! of those of others.
 
+#[cfg(target_os = "macos")]
+mod fsevents;
+#[cfg(target_os = "linux")]
+mod inotify;
+
 use crate::cache::FileId;
-use notify::event::{EventKind, ModifyKind, RenameMode};
-use notify::{ErrorKind, RecommendedWatcher, RecursiveMode, Watcher};
+#[cfg(target_os = "macos")]
+use fsevents::Watches;
+#[cfg(target_os = "linux")]
+use inotify::Watches;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -38,9 +47,19 @@ pub enum Notice {
     Name(Dir, OsString),
 }
 
+/// Why a directory is not watched. Which of them there are depends on the system.
+#[allow(dead_code)]
+enum Unwatched {
+    /// So many are as many as there may be.
+    Own(usize),
+    /// The system grants no more.
+    System,
+    Refused(io::Error),
+}
+
 /// Notices to be heeded.
 #[derive(Default)]
-struct Queue {
+struct Waiting {
     /// Being heeded one after the other.
     gathered: BTreeSet<Notice>,
     /// Came since then.
@@ -49,27 +68,21 @@ struct Queue {
     later: BTreeSet<Notice>,
     /// When the first of those was put off for long enough.
     due: Option<Instant>,
+    /// When a person was told last that notices were lost.
+    told_of_overflow: Option<Instant>,
     stopped: bool,
 }
 
 #[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct Queue {
+    waiting: Mutex<Waiting>,
     work: Condvar,
-    /// Watched directories. An entry is made before its watch is, so that the loss of a watch never goes unseen.
-    dirs: Mutex<BTreeMap<PathBuf, Dir>>,
-    /// Where watches were lost. `notify` keeps some of them, by paths that are wrong by now: they go before the next watch
-    /// is set, or taking one away could end another's.
-    gone: Mutex<Vec<PathBuf>>,
 }
 
 /// The watches of one source.
 pub struct Notices {
-    base: PathBuf,
-    /// `None` once it has ended. Held while a watch is set or taken away, so that the two are in order.
-    watcher: Mutex<Option<RecommendedWatcher>>,
-    shared: Arc<Shared>,
-    watches_max: usize,
+    watches: Watches,
+    queue: Arc<Queue>,
     told_of_limit: AtomicBool,
 }
 
@@ -81,8 +94,15 @@ pub const PUT_OFF: Duration = Duration::from_millis(20);
 /// which are then one. Nobody sees 2 ms.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// Watches at most. Each pins an inode and costs the kernel about 1 KiB, and the daemon a path: 32,768 are some 40 MiB, and
-/// more directories than a person works in.
+/// Notices that wait at most: as many as the kernel keeps for us in turn (fs.inotify.max_queued_events). Heeding so many
+/// one by one takes longer than asking anew for what programs use.
+const WAITING_MAX: usize = 16_384;
+
+/// How often a person is told that notices were lost, if that goes on.
+const TELL_OF_OVERFLOW: Duration = Duration::from_secs(60);
+
+/// Watches at most. Each pins an inode and costs the kernel about 1 KiB: 32,768 are some 40 MiB, and more directories than
+/// a person works in.
 pub const WATCHES_MAX: usize = 32_768;
 
 /// Half of what the system grants a user: editors and desktops want watches too.
@@ -94,65 +114,30 @@ pub fn watches_max() -> usize {
 
 impl Notices {
     /// Watch directories below `base`, at most `watches_max`. The error is a line for a person.
-    pub fn start(base: PathBuf, watches_max: usize) -> Result<Notices, String> {
-        let shared = Arc::new(Shared::default());
-        let taking = shared.clone();
-        let watcher = notify::recommended_watcher(move |event| taking.take_in(event));
-        let watcher = watcher.map_err(|error| match raw(&error) {
-            Some(libc::EMFILE) => "the limit of inotify instances is reached; raise it: sysctl \
-                                   fs.inotify.max_user_instances=1024"
-                .to_owned(),
-            _ => error.to_string(),
-        })?;
+    pub fn start(base: &Path, watches_max: usize) -> Result<Notices, String> {
+        let queue = Arc::new(Queue::default());
         Ok(Notices {
-            base,
-            watcher: Mutex::new(Some(watcher)),
-            shared,
-            watches_max,
+            watches: Watches::start(base, watches_max, queue.clone())?,
+            queue,
             told_of_limit: AtomicBool::new(false),
         })
     }
 
-    /// Watch the directory `id`, which is `file`, at `path` below the source's root. False: it is not watched.
-    pub fn watch(&self, id: Dir, file: FileId, path: &Path) -> bool {
-        let path = self.base.join(path);
-        let mut watcher = self.watcher.lock();
-        let Some(watcher) = &mut *watcher else {
-            return false;
-        };
-        let gone = std::mem::take(&mut *self.shared.gone.lock());
-        for path in gone {
-            if !self.shared.dirs.lock().contains_key(&path) {
-                // Most have gone by themselves.
-                drop(watcher.unwatch(&path));
+    /// Watch the directory `id`, which is `file`, open as `dir`, and was at `path` below the source's root a moment ago.
+    /// Whether it is watched then: [`Notices::watches`].
+    pub fn watch(&self, id: Dir, file: FileId, dir: &impl AsFd, path: &Path) {
+        match self.watches.set(id, file, dir.as_fd(), path) {
+            Ok(()) => {}
+            Err(Unwatched::Own(most)) => {
+                self.tell_of_limit(&format!("warmfs sets at most {most}"));
             }
-        }
-        if self.shared.dirs.lock().len() >= self.watches_max {
-            self.tell_of_limit(&format!("warmfs sets at most {}", self.watches_max));
-            return false;
-        }
-        self.shared.dirs.lock().insert(path.clone(), id);
-        let error = match set(watcher, &self.base, &path) {
-            // What is called so by now may be another directory.
-            Ok(()) if is_file(&path, file) => {
-                return self.shared.dirs.lock().get(&path) == Some(&id);
-            }
-            Ok(()) => None,
-            Err(error) => Some(error),
-        };
-        self.shared.dirs.lock().remove(&path);
-        match error {
-            None => {
-                drop(watcher.unwatch(&path));
-                // It may have been watched by its own path, and is not any more.
-                self.shared.push([Notice::Everything]);
-            }
-            Some(error) if is_limit(&error) => {
+            Err(Unwatched::System) => {
                 self.tell_of_limit("the system grants no more; raise fs.inotify.max_user_watches");
             }
-            Some(error) => tracing::debug!("watching {}: {error}", path.display()),
+            Err(Unwatched::Refused(error)) => {
+                tracing::debug!("watching {}: {error}", path.display());
+            }
         }
-        false
     }
 
     fn tell_of_limit(&self, limit: &str) {
@@ -166,47 +151,44 @@ impl Notices {
 
     /// Watch `id` no longer.
     pub fn unwatch(&self, id: Dir) {
-        let mut watcher = self.watcher.lock();
-        let path = {
-            let mut dirs = self.shared.dirs.lock();
-            let found = dirs.iter().find(|(_, known)| **known == id);
-            let path = found.map(|(path, _)| path.clone());
-            if let Some(path) = &path {
-                dirs.remove(path);
-            }
-            path
-        };
-        if let (Some(watcher), Some(path)) = (&mut *watcher, path) {
-            // It may have gone by itself.
-            drop(watcher.unwatch(&path));
-        }
+        self.watches.take(id);
+    }
+
+    /// Is `id` watched?
+    pub fn watches(&self, id: Dir) -> bool {
+        self.watches.has(id)
+    }
+
+    /// How many directories are watched.
+    pub fn count(&self) -> usize {
+        self.watches.len()
     }
 
     /// Wait for something to heed; `None` at the end.
     pub fn next(&self) -> Option<Notice> {
-        let mut queue = self.shared.queue.lock();
+        let mut waiting = self.queue.waiting.lock();
         loop {
-            if queue.stopped {
+            if waiting.stopped {
                 return None;
             }
-            if let Some(notice) = queue.gathered.pop_first() {
+            if let Some(notice) = waiting.gathered.pop_first() {
                 return Some(notice);
             }
             // However much comes in between.
-            if queue.due.is_some_and(|due| due <= Instant::now()) {
-                queue.due = None;
-                queue.gathered = std::mem::take(&mut queue.later);
+            if waiting.due.is_some_and(|due| due <= Instant::now()) {
+                waiting.due = None;
+                waiting.gathered = std::mem::take(&mut waiting.later);
                 continue;
             }
-            if !queue.notices.is_empty() {
-                MutexGuard::unlocked(&mut queue, || std::thread::sleep(GATHER));
-                queue.gathered = std::mem::take(&mut queue.notices);
+            if !waiting.notices.is_empty() {
+                MutexGuard::unlocked(&mut waiting, || std::thread::sleep(GATHER));
+                waiting.gathered = std::mem::take(&mut waiting.notices);
                 continue;
             }
-            match queue.due {
-                None => self.shared.work.wait(&mut queue),
+            match waiting.due {
+                None => self.queue.work.wait(&mut waiting),
                 Some(due) => {
-                    let _ = self.shared.work.wait_until(&mut queue, due);
+                    let _ = self.queue.work.wait_until(&mut waiting, due);
                 }
             }
         }
@@ -214,129 +196,58 @@ impl Notices {
 
     /// Bring `notice` once more, after [`PUT_OFF`].
     pub fn put_off(&self, notice: Notice) {
-        let mut queue = self.shared.queue.lock();
-        queue.later.insert(notice);
-        queue.due.get_or_insert_with(|| Instant::now() + PUT_OFF);
+        let mut waiting = self.queue.waiting.lock();
+        waiting.later.insert(notice);
+        waiting.due.get_or_insert_with(|| Instant::now() + PUT_OFF);
     }
 
     /// Notices were lost.
     pub fn overflow(&self) {
-        self.shared.overflow();
-    }
-
-    /// Watched directories.
-    pub fn watches(&self) -> usize {
-        self.shared.dirs.lock().len()
+        self.queue.overflow();
     }
 
     /// End [`Notices::next`] and all watches.
     pub fn stop(&self) {
-        self.shared.queue.lock().stopped = true;
-        self.shared.work.notify_all();
-        drop(self.watcher.lock().take());
+        self.queue.waiting.lock().stopped = true;
+        self.queue.work.notify_all();
+        self.watches.stop();
     }
 }
 
-/// FSEvents watches trees, and starts anew for each one: there the whole source is one watch.
-fn set(watcher: &mut RecommendedWatcher, base: &Path, path: &Path) -> notify::Result<()> {
-    if cfg!(target_os = "macos") {
-        return match path == base {
-            true => watcher.watch(base, RecursiveMode::Recursive),
-            false => Ok(()),
-        };
-    }
-    watcher.watch(path, RecursiveMode::NonRecursive)
-}
-
-fn is_file(path: &Path, file: FileId) -> bool {
-    std::fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (file.dev, file.ino))
-}
-
-fn raw(error: &notify::Error) -> Option<i32> {
-    match &error.kind {
-        ErrorKind::Io(error) => error.raw_os_error(),
-        _ => None,
-    }
-}
-
-fn is_limit(error: &notify::Error) -> bool {
-    matches!(error.kind, ErrorKind::MaxFilesWatch) || raw(error) == Some(libc::ENOSPC)
-}
-
-impl Shared {
+impl Queue {
     fn push(&self, notices: impl IntoIterator<Item = Notice>) {
-        let mut queue = self.queue.lock();
-        let was_empty = queue.notices.is_empty();
-        queue.notices.extend(notices);
-        if was_empty && !queue.notices.is_empty() {
+        let mut waiting = self.waiting.lock();
+        let was_empty = waiting.notices.is_empty();
+        waiting.notices.extend(notices);
+        if waiting.notices.len() > WAITING_MAX {
+            waiting.lose();
+        }
+        if was_empty && !waiting.notices.is_empty() {
             self.work.notify_one();
         }
     }
 
-    /// On the thread of `notify`, which also sets watches: nothing here may wait for one.
-    fn take_in(&self, event: notify::Result<notify::Event>) {
-        let event = match event {
-            Ok(event) if event.need_rescan() => return self.overflow(),
-            Ok(event) => event,
-            Err(error) => {
-                tracing::warn!("watching the source: {error}; all that is known is asked for anew");
-                return self.push([Notice::Everything]);
-            }
-        };
-        // Who opens, reads or closes a file changes nothing; what was written has been told of.
-        if let EventKind::Access(_) = event.kind {
+    fn overflow(&self) {
+        self.waiting.lock().lose();
+        self.work.notify_one();
+    }
+}
+
+impl Waiting {
+    /// What waits is not worth heeding any more, but for lost watches: anything may have changed.
+    fn lose(&mut self) {
+        self.notices
+            .retain(|notice| matches!(notice, Notice::Lost(_)));
+        self.notices.insert(Notice::Everything);
+        let now = Instant::now();
+        let told = self.told_of_overflow.replace(now);
+        if told.is_some_and(|told| now < told + TELL_OF_OVERFLOW) {
+            self.told_of_overflow = told;
             return;
         }
-        // The path is gone, and the watches that lead through it; FSEvents does not say which way it went.
-        let leaves = matches!(
-            event.kind,
-            EventKind::Remove(_)
-                | EventKind::Modify(ModifyKind::Name(RenameMode::From | RenameMode::Any))
-        );
-        for path in &event.paths {
-            let names = !matches!(
-                event.kind,
-                EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_))
-            );
-            self.push(self.notices_of(path, names, leaves));
-        }
-    }
-
-    fn overflow(&self) {
         tracing::warn!(
             "changes in the source came faster than they could be told (fs.inotify.max_queued_events); all that is known \
              is asked for anew"
         );
-        self.push([Notice::Everything]);
-    }
-
-    /// `names`: a name came or went; `leaves`: it went.
-    fn notices_of(&self, path: &Path, names: bool, leaves: bool) -> Vec<Notice> {
-        let mut notices = Vec::new();
-        let mut dirs = self.dirs.lock();
-        if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
-            && let Some(dir) = dirs.get(parent)
-        {
-            notices.push(Notice::Name(*dir, name.to_owned()));
-            // Which changed the directory, too.
-            notices.extend(names.then_some(Notice::Dir(*dir)));
-        }
-        if !leaves {
-            notices.extend(dirs.get(path).map(|dir| Notice::Dir(*dir)));
-            return notices;
-        }
-        let below = dirs.range(path.to_owned()..);
-        let lost: Vec<PathBuf> = below
-            .take_while(|(below, _)| below.starts_with(path))
-            .map(|(below, _)| below.clone())
-            .collect();
-        notices.extend(
-            lost.iter()
-                .filter_map(|path| dirs.remove(path))
-                .map(Notice::Lost),
-        );
-        drop(dirs);
-        self.gone.lock().extend(lost);
-        notices
     }
 }

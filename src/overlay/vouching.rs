@@ -21,7 +21,6 @@ use crate::notices::{Notice, Notices};
 use crate::sys::Stat;
 use nix::errno::Errno;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,16 +43,6 @@ struct Known {
 }
 
 impl Overlay {
-    /// Where `notices` are to watch: by the root's descriptor where there is such a path, so that nothing that happens to
-    /// the directories above matters.
-    pub fn watch_base(&self, source: &Path) -> PathBuf {
-        if cfg!(target_os = "linux") {
-            use std::os::fd::AsRawFd;
-            return format!("/proc/self/fd/{}", self.root.as_raw_fd()).into();
-        }
-        source.to_owned()
-    }
-
     /// Watch directories from now on; `foreign`: also on other file systems below. Somebody must [`Overlay::heed`] what
     /// `notices` bring. The first ones stay; a mount sets them once.
     pub fn set_notices(&self, notices: Arc<Notices>, foreign: bool) {
@@ -95,10 +84,15 @@ impl Overlay {
         if !self.wants_watch(dir) {
             return;
         }
-        let is_set = file.is_some_and(|file| told.notices.watch(dir.0, file, &path));
+        if let Some(file) = file
+            && let Ok(handle) = self.dir(dir)
+        {
+            told.notices.watch(dir.0, file, &*handle, &path);
+        }
         let now = self.now();
         if let Some(node) = self.inodes.lock().get_mut(dir) {
-            node.watch = match is_set {
+            // It may be lost again by now, see `doubt`.
+            node.watch = match told.notices.watches(dir.0) {
                 true => Watch::Since(now),
                 false => Watch::Refused(now),
             };
@@ -144,6 +138,10 @@ impl Overlay {
     fn doubt(&self, nodes: &[NodeId], lost: bool) {
         for &id in nodes {
             let now = self.now();
+            // First: who sets a watch meanwhile sees it gone, or is told below.
+            if lost && let Some(told) = self.notices.get() {
+                told.notices.unwatch(id.0);
+            }
             let mut inodes = self.inodes.lock();
             let Some(node) = inodes.get_mut(id) else {
                 continue;
@@ -388,8 +386,8 @@ mod tests {
             let limits = crate::config::limits(1024);
             let overlay = Overlay::new(Arc::new(source), Arc::new(cache), &limits);
             let overlay = Arc::new(overlay.expect("overlay"));
-            let base = overlay.watch_base(dir.path());
-            let notices = Arc::new(Notices::start(base, watches_max).expect("watches"));
+            let notices = Notices::start(dir.path(), watches_max).expect("watches");
+            let notices = Arc::new(notices);
             overlay.set_notices(notices.clone(), false);
             let (heeding, coming) = (overlay.clone(), notices.clone());
             std::thread::spawn(move || {
@@ -478,7 +476,7 @@ mod tests {
         let dir = told.lookup(NodeId::ROOT, "dir");
         let file = told.lookup(dir.node, "f");
         assert!(file.ttl <= TTL, "one watch is all there may be");
-        assert_eq!(told.notices.watches(), 1);
+        assert_eq!(told.notices.count(), 1);
         let absent = told.overlay.lookup(NodeId::ROOT, "absent".as_ref());
         assert!(absent.is_err());
         let ttl = told.overlay.absence_ttl(NodeId::ROOT, "absent".as_ref());

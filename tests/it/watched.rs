@@ -1,6 +1,9 @@
 //! A source that tells of its changes: they are seen at once, however long the ttl, and our own cool nothing.
 
-use crate::fixture::{Mount, equal, eventually, let_age, names, python, run};
+use crate::fixture::{
+    Mount, Repeating, SOON, equal, eventually, let_age, names, python, run, within,
+};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fmt::Debug;
 use std::fs::{self, Permissions};
 use std::io::Read;
@@ -57,6 +60,18 @@ fn content_of_the_same_size_and_time_is_told_of() {
         let file = file.expect("open");
         file.set_modified(before.modified().expect("mtime"))
             .expect("utimes");
+    });
+}
+
+/// Stores through a map raise no event; the close after them does, and would not be asked for by who wants to know of
+/// changes of names, attributes and written bytes alone.
+#[test]
+fn what_was_stored_through_a_map_is_told_of_when_it_is_closed() {
+    assert_is_told(text, |dir| {
+        let store =
+            "import mmap,sys\nf=open(sys.argv[1],'r+b')\nm=mmap.mmap(f.fileno(),0)\nm[:3]=b'NEW'";
+        let said = run(&mut python(store, [dir.join("f")]));
+        assert!(said.status.success(), "{said:#?}");
     });
 }
 
@@ -149,6 +164,41 @@ fn an_open_file_is_told_of() {
                   assert mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ)[:]==b'new content'";
     let said = run(&mut python(mapped, [mount.view("dir/f")]));
     assert!(said.status.success(), "{said:#?}");
+}
+
+/// Setting a watch once waited for the thread that takes in events, which did nothing else while they kept coming: the
+/// first look into a directory hung for as long as somebody was busy in the source.
+#[test]
+fn changes_without_pause_keep_nobody_waiting() {
+    const DIRS: usize = 100;
+    let mount = Mount::with(&["--ttl", "600"], |source| {
+        for name in ["busy/a", "busy/b"] {
+            fs::create_dir_all(source.join(name)).expect("mkdir");
+        }
+        for number in 0..DIRS {
+            fs::create_dir(source.join(format!("{number}"))).expect("mkdir");
+            fs::write(source.join(format!("{number}/f")), "x").expect("write");
+        }
+    });
+    for name in ["busy", "busy/a", "busy/b"] {
+        names(&mount.view(name));
+    }
+    let (a, b) = (mount.source("busy/a"), mount.source("busy/b"));
+    let changing = Repeating::start(move |_| {
+        renameat2(AT_FDCWD, &a, AT_FDCWD, &b, RenameFlags::RENAME_EXCHANGE).expect("exchange");
+    });
+    for number in 0..DIRS {
+        let file = mount.view(format!("{number}/f"));
+        within("the first look into a directory", SOON, move || {
+            assert_eq!(fs::read_to_string(file).expect("read"), "x");
+        });
+    }
+    assert!(changing.stop() > 0);
+    fs::write(mount.source("busy/mark"), "x").expect("write");
+    let view = mount.view("busy/mark");
+    eventually("changes are told of again", AT_ONCE, || {
+        equal(view.exists(), true)
+    });
 }
 
 /// That they cool nothing is a test of the overlay's own.
