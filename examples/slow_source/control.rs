@@ -10,6 +10,7 @@
 //! fail kind KIND EIO    fail requests of one kind
 //! short on | off        reads return, and writes take, less than asked
 //! late on | off         do the work first, then wait and answer
+//! xattrs on | off       files might have extended attributes, and have none: each question costs a request
 //! stats                 one line of JSON: requests, bytes (also those read more than once), requests by kind
 //! reset                 set the counters to zero
 //! ```
@@ -122,6 +123,7 @@ fn obey(line: &str, control: &Control) -> Result<String, String> {
             control.short_writes(word == "on");
         }
         ["late", word @ ("on" | "off")] => control.answer_late(word == "on"),
+        ["xattrs", word @ ("on" | "off")] => control.answer_xattrs(word == "on"),
         ["stats"] => return Ok(stats(control)),
         ["reset"] => control.reset_counters(),
         _ => return Err(format!("unknown command: {}", line.trim())),

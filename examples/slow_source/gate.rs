@@ -35,6 +35,7 @@ kinds! {
     Mknod "mknod", Mkdir "mkdir", Unlink "unlink", Rmdir "rmdir", Rename "rename", Create "create", Open "open",
     Read "read", Write "write", Flush "flush", Fsync "fsync", Fallocate "fallocate", CopyRange "copy_file_range",
     Lseek "lseek", Opendir "opendir", Readdir "readdir", Fsyncdir "fsyncdir", Statfs "statfs",
+    Getxattr "getxattr",
 }
 
 /// Bytes per bit in the account of what was read.
@@ -100,6 +101,12 @@ impl Control {
     /// than a write that ended meanwhile, and a write that failed may have been done.
     pub(crate) fn answer_late(&self, on: bool) {
         self.0.change(|faults| faults.late = on);
+    }
+
+    /// Files might have extended attributes, and have none: each question for one is a request. Else the kernel is told
+    /// at the first that there are none at all, and asks no more.
+    pub(crate) fn answer_xattrs(&self, on: bool) {
+        self.0.change(|faults| faults.xattrs = on);
     }
 
     /// Requests that are held by a hang at this moment.
@@ -180,6 +187,7 @@ struct Faults {
     short_reads: bool,
     short_writes: bool,
     late: bool,
+    xattrs: bool,
     /// Unmounting: nothing waits any more.
     draining: bool,
     held: usize,
@@ -304,6 +312,11 @@ impl Gate {
     pub(super) fn shortens(&self) -> (bool, bool) {
         let faults = self.faults.lock();
         (faults.short_reads, faults.short_writes)
+    }
+
+    /// Whether questions for extended attributes are requests.
+    pub(super) fn answers_xattrs(&self) -> bool {
+        self.faults.lock().xattrs
     }
 
     /// Waits as long as this request has to, then says whether it fails.

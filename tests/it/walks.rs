@@ -1,6 +1,6 @@
 //! Programs that walk through trees of a slow source: what it is asked for, how often, and how much of that side by side.
 
-use crate::fixture::{Slow, let_age, pattern};
+use crate::fixture::{Slow, let_age, pattern, python, run};
 use crate::slow_source::Kind;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -131,6 +131,27 @@ fn small_files_are_read_ahead_of_who_reads_one_after_the_other() {
         "{reads} reads of {files} files"
     );
     assert!(opens <= files + files / 5, "{opens} opens of {files} files");
+}
+
+/// `ls -l` asks for the access control list of one entry after the other, each a round trip of its own.
+#[test]
+fn extended_attributes_are_fetched_ahead_of_who_asks_of_one_entry_after_the_other() {
+    let slow = tree(&["--ttl", "60"]);
+    slow.control().answer_xattrs(true);
+    let at = slow.view("tree/05");
+    assert_eq!(find(&at).len(), FILES);
+    slow.control().reset_counters();
+    let ask = "import errno,os,sys
+for path in 2 * sys.argv[1:]:
+    try: sys.exit(os.getxattr(path, 'system.posix_acl_access'))
+    except OSError as error: assert error.errno == errno.ENODATA, error";
+    let entries = fs::read_dir(&at).expect("list");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let said = run(&mut python(ask, paths));
+    assert!(said.status.success(), "{said:#?}");
+    let control = slow.control();
+    assert_eq!(control.count(Kind::Getxattr), FILES as u64, "each once");
+    assert!(control.peak() >= 8, "{} requests at once", control.peak());
 }
 
 /// A person who lists one directory does not make the source read the whole tree.

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 fn warm(path: impl AsRef<Path>) -> Said {
     run(warmfs(["warm"]).arg(path.as_ref()))
@@ -53,6 +53,32 @@ fn read_all(root: &Path) {
     }
 }
 
+/// All that `f` reads is in the cache.
+#[track_caller]
+fn assert_reads_no_source<T>(slow: &Slow, f: impl FnOnce() -> T) -> T {
+    let reads = slow.control().count(Kind::Read);
+    let result = f();
+    assert_eq!(
+        slow.control().count(Kind::Read),
+        reads,
+        "reads of the source"
+    );
+    result
+}
+
+/// `warmfs warm` of the whole mount, while the source holds what it is asked.
+fn start_warming(slow: &Slow) -> Child {
+    let child = warmfs(["warm"])
+        .arg(slow.mount.at())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("warmfs starts");
+    assert!(slow.control().wait_held(1, SOON), "it asks the source");
+    child
+}
+
 /// The attributes stay believed, so that only contents are asked for.
 const LONG: [&str; 2] = ["--ttl", "600"];
 
@@ -64,24 +90,16 @@ fn what_is_warm_is_read_without_the_source() {
         said.contains("warm: 5 files, 8.62 MiB: 8.62 MiB from the source"),
         "{said}"
     );
-    let reads = slow.control().count(Kind::Read);
-    read_all(slow.mount.at());
-    assert_eq!(
-        slow.control().count(Kind::Read),
-        reads,
-        "reads of the source"
-    );
+    assert_reads_no_source(&slow, || read_all(slow.mount.at()));
 }
 
 #[test]
 fn a_second_run_reads_nothing_from_the_source() {
     let slow = Slow::with(&LONG, fill);
     warm(slow.mount.at()).ok();
-    let reads = slow.control().count(Kind::Read);
-    let said = warm(slow.mount.at()).ok();
+    let said = assert_reads_no_source(&slow, || warm(slow.mount.at()).ok());
     assert!(said.contains(": 0 B from the source"), "{said}");
     assert!(said.contains("8.62 MiB there already"), "{said}");
-    assert_eq!(slow.control().count(Kind::Read), reads);
 }
 
 /// Files that are warm are not even opened, so that a run that was interrupted is soon where it was.
@@ -127,13 +145,8 @@ fn what_was_evicted_is_read_from_the_source_again() {
     warm(slow.mount.at()).ok();
     let said = evict(slow.view("a")).ok();
     assert_eq!(said, "evicted 8.60 MiB of 3 files\n");
+    assert_reads_no_source(&slow, || assert_bytes(&slow.view("z/four"), &content(4)));
     let reads = slow.control().count(Kind::Read);
-    assert_bytes(&slow.view("z/four"), &content(4));
-    assert_eq!(
-        slow.control().count(Kind::Read),
-        reads,
-        "it was not evicted"
-    );
     assert_bytes(&slow.view("a/b/three"), &content(2));
     assert_eq!(slow.control().count(Kind::Read), reads + 1);
     assert_eq!(
@@ -225,9 +238,7 @@ fn an_error_is_told_and_the_rest_goes_on() {
 fn read_only_mounts_are_warmed_too() {
     let slow = Slow::with(&["--ttl", "600", "--read-only"], fill);
     warm(slow.mount.at()).ok();
-    let reads = slow.control().count(Kind::Read);
-    read_all(slow.mount.at());
-    assert_eq!(slow.control().count(Kind::Read), reads);
+    assert_reads_no_source(&slow, || read_all(slow.mount.at()));
     assert_eq!(evict(slow.mount.at()).ok(), "evicted 8.62 MiB of 5 files\n");
 }
 
@@ -253,12 +264,12 @@ fn what_does_not_fit_is_left_out_and_told() {
             "{said:?}"
         );
     }
-    let reads = slow.control().count(Kind::Read);
-    for number in 0..3 {
-        assert_bytes(&slow.view(format!("f{number}")), &pattern(300_000, number));
-    }
-    assert_bytes(&slow.view("g"), b"small");
-    assert_eq!(slow.control().count(Kind::Read), reads);
+    assert_reads_no_source(&slow, || {
+        for number in 0..3 {
+            assert_bytes(&slow.view(format!("f{number}")), &pattern(300_000, number));
+        }
+        assert_bytes(&slow.view("g"), b"small");
+    });
 }
 
 /// Also while the source answers nothing at all, and the program could not be killed.
@@ -271,22 +282,8 @@ fn an_interrupt_ends_it_at_once_and_the_next_run_goes_on() {
             Some(kind) => slow.control().hang_kind(kind, true),
             None => slow.control().hang(true),
         }
-        let child = warmfs(["warm"])
-            .arg(slow.mount.at())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("warmfs starts");
-        eventually("it asks the source", SOON, || {
-            if slow.control().held() > 0 {
-                Ok(())
-            } else {
-                Err("not yet".into())
-            }
-        });
+        let mut child = start_warming(&slow);
         kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("kill");
-        let mut child = child;
         let status = eventually("it ends", SOON, || {
             child.try_wait().expect("wait").ok_or("it runs".to_owned())
         });
@@ -299,9 +296,7 @@ fn an_interrupt_ends_it_at_once_and_the_next_run_goes_on() {
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.starts_with("interrupted; warm are "), "{output:?}");
         warm(slow.mount.at()).ok();
-        let reads = slow.control().count(Kind::Read);
-        read_all(slow.mount.at());
-        assert_eq!(slow.control().count(Kind::Read), reads);
+        assert_reads_no_source(&slow, || read_all(slow.mount.at()));
         assert_eq!(slow.control().bytes_read(), BYTES, "nothing was read twice");
     }
 }
@@ -311,19 +306,7 @@ fn an_interrupt_ends_it_at_once_and_the_next_run_goes_on() {
 fn killed_it_leaves_nobody_behind() {
     let slow = Slow::with(&LONG, fill);
     slow.control().hang_kind(Kind::Read, true);
-    let mut child = warmfs(["warm"])
-        .arg(slow.mount.at())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("warmfs starts");
-    eventually("it asks the source", SOON, || {
-        if slow.control().held() > 0 {
-            Ok(())
-        } else {
-            Err("not yet".into())
-        }
-    });
+    let mut child = start_warming(&slow);
     child.kill().expect("kill");
     child.wait().expect("wait");
     slow.control().hang_kind(Kind::Read, false);

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
 use warmfs::cache::Trust;
-use warmfs::overlay::{KeepDir, NodeId};
+use warmfs::overlay::{KeepDir, NodeId, Opened};
 use warmfs::span::Span;
 
 const MOMENT: Duration = Duration::from_millis(1);
@@ -67,6 +67,16 @@ impl World {
         self.read(opened.handle).expect("read");
         drop(overlay.release(opened.handle));
         overlay.close_idle(Duration::ZERO);
+    }
+
+    /// Open a file for reading without asking the source.
+    #[track_caller]
+    fn open_known(&self, node: NodeId) -> Opened {
+        let opened = self
+            .view
+            .overlay
+            .open_known(node, libc::O_RDONLY, Trust::Ttl);
+        opened.expect("it is known")
     }
 
     fn node(&self, name: &str) -> NodeId {
@@ -221,18 +231,14 @@ fn a_file_that_is_cached_whole_is_opened_from_memory() {
     let overlay = &w.view.overlay;
     w.cache(node);
     let calls = w.calls(|| {
-        let opened = overlay
-            .open_known(node, libc::O_RDONLY, Trust::Ttl)
-            .expect("it is known");
+        let opened = w.open_known(node);
         assert!(opened.unbacked);
         assert_eq!(w.read(opened.handle).expect("read"), b"0123");
         drop(overlay.release(opened.handle));
     });
     assert_eq!(calls, 0);
     // Our own removal and replacement find the file before its last name goes.
-    let opened = overlay
-        .open_known(node, libc::O_RDONLY, Trust::Ttl)
-        .expect("it is known");
+    let opened = w.open_known(node);
     overlay
         .unlink(NodeId::ROOT, OsStr::new("f"))
         .expect("unlink");
@@ -250,9 +256,7 @@ fn a_file_opened_from_memory_stays_that_file() {
     let node = w.node("f");
     let overlay = &w.view.overlay;
     w.cache(node);
-    let opened = overlay
-        .open_known(node, libc::O_RDONLY, Trust::Ttl)
-        .expect("it is known");
+    let opened = w.open_known(node);
     w.write("other", "other");
     std::fs::rename(w.at("other"), w.at("f")).expect("rename");
     w.pass(TTL);
