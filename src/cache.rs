@@ -27,6 +27,7 @@ mod index;
 mod order;
 mod spare;
 mod ticket;
+mod whole;
 
 pub use flight::Flight;
 pub use index::{Pieces, SLOT_OVERHEAD};

@@ -10,7 +10,7 @@
 
 use super::flight::Flight;
 use super::order::{Order, Reads};
-use super::{Compared, FileId, Key, Seen, Version};
+use super::{Compared, FileId, Key, Seen, Version, whole};
 use crate::clock::Moment;
 use crate::span::Span;
 use bytes::{Bytes, BytesMut};
@@ -139,13 +139,7 @@ impl Pieces {
         match self.0.len() {
             0 => Bytes::new(),
             1 => self.0.swap_remove(0),
-            _ => {
-                let mut whole = BytesMut::with_capacity(self.len());
-                for piece in &self.0 {
-                    whole.extend_from_slice(piece);
-                }
-                whole.freeze()
-            }
+            _ => whole::of(self.iter(), self.len()),
         }
     }
 }
