@@ -688,10 +688,9 @@ impl Overlay {
         self.fetch_xattrs_after(dir, &file, name);
         // Asked once, as names are: no entry has a name with a slash.
         let about = [file.as_os_str(), name].join(OsStr::new("/"));
-        let asking = self.questions.begin(dir, &about);
-        if asking.is_none()
-            && let Some(known) = self.getxattr_known(id, name, size, Trust::Ttl)
-        {
+        let _asking = self.questions.begin(dir, &about);
+        // Answered meanwhile, if it was asked already.
+        if let Some(known) = self.getxattr_known(id, name, size, Trust::Ttl) {
             return known;
         }
         self.getxattr_source(id, name, size)

@@ -397,12 +397,12 @@ impl Overlay {
             return;
         };
         let about = [file, name].join(OsStr::new("/"));
-        let is_looked_at = self.getattr_known(id, Trust::Ttl).is_some();
-        let is_known = self.getxattr_known(id, name, 0, Trust::Ttl).is_some();
-        if !is_looked_at || is_known || self.questions.is_under_way(dir, &about) {
+        if self.getattr_known(id, Trust::Ttl).is_none() || self.questions.is_under_way(dir, &about)
+        {
             return;
         }
         if let Some(_asking) = self.questions.begin(dir, &about)
+            && self.getxattr_known(id, name, 0, Trust::Ttl).is_none()
             && let Err(error) = self.getxattr_source(id, name, 0)
         {
             tracing::trace!("walk: {error}");
