@@ -129,7 +129,7 @@ fn a_directory_that_was_replaced_is_told_of() {
     });
 }
 
-/// A watch goes by the path that it was set with; that of a directory which moved is another's by then.
+/// The watch goes with the directory, and so does what is known below it.
 #[test]
 fn changes_in_a_moved_directory_are_told_of() {
     let mount = told();
