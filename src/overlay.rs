@@ -50,6 +50,7 @@ use crate::workers::Pool;
 use attrs::{Asked, Attr, Trusting};
 use handles::{Handles, OpenDir, OpenFile};
 use inodes::{Inodes, is_fresh};
+use lru::LruCache;
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 use questions::Questions;
@@ -124,6 +125,8 @@ pub struct Overlay {
     questions: Questions,
     /// Kinds of extended attributes that file systems of the source do not have, and since when that is known.
     no_xattrs: Mutex<HashMap<(u64, OsString), Moment>>,
+    /// Of which entry of a directory an extended attribute was asked last.
+    xattrs_asked: Mutex<LruCache<(NodeId, OsString), OsString>>,
     /// Tells of changes in the source. Without it they are asked for.
     notices: std::sync::OnceLock<vouching::Told>,
     sweeps: Sweeps,
@@ -189,6 +192,7 @@ impl Overlay {
             pace: Pace::default(),
             questions: Questions::default(),
             no_xattrs: Mutex::default(),
+            xattrs_asked: Mutex::new(LruCache::new(sweep::SWEEPS_MAX)),
             notices: std::sync::OnceLock::new(),
             sweeps: Sweeps::default(),
             walks: Walks::default(),

@@ -62,10 +62,11 @@ fn take(size: usize) -> Vec<u8> {
     let found = kept.iter().rposition(fits);
     // One that does not fit makes room for one that will.
     let buffer = found.map(|index| kept.swap_remove(index));
-    if buffer.is_none() && kept.len() == KEPT_MAX {
-        kept.remove(0);
-    }
+    let is_full = buffer.is_none() && kept.len() == KEPT_MAX;
+    let unfit = is_full.then(|| kept.remove(0));
+    // Memory goes back to the system without the lock.
     drop(kept);
+    drop(unfit);
     let mut buffer = buffer.unwrap_or_else(|| Vec::with_capacity(size));
     buffer.clear();
     buffer

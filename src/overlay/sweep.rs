@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Directories whose questions are counted at once.
-const SWEEPS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+pub(super) const SWEEPS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// Questions that memory could not answer before a directory is swept: two by the same program are a habit.
 const ASKED_MIN: u32 = 2;
@@ -36,6 +36,9 @@ const ASKED_MIN: u32 = 2;
 const WINDOW_FIRST: usize = 16;
 const WINDOW_MIN: usize = 1;
 const WINDOW_MAX: usize = 256;
+
+/// Threads that go through a directory together overtake each other by so much.
+pub(super) const NEAR: usize = 4;
 
 /// A program that has not asked for so long does something else.
 const PAUSE: Duration = Duration::from_secs(3);
@@ -204,8 +207,6 @@ impl Sweep {
 
 /// The order that two names, asked one after the other, speak for.
 pub(super) fn order_of(listing: &Listing, names: [Option<&OsStr>; 2]) -> Order {
-    /// Threads that go through a directory together overtake each other by so much.
-    const NEAR: usize = 4;
     let [Some(before), Some(last)] = names else {
         return Order::Listed;
     };

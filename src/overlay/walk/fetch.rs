@@ -6,7 +6,7 @@ use super::{
 };
 use crate::clock::Moment;
 use crate::overlay::attrs::Listing;
-use crate::overlay::sweep::{Order, order_of};
+use crate::overlay::sweep::{NEAR, Order, order_of};
 use crate::overlay::{NodeId, Overlay, Trust};
 use crate::span::Span;
 use crate::sys::Stat;
@@ -371,17 +371,26 @@ impl Overlay {
         }
     }
 
-    /// `ls -l` asks for the access control list of one entry after the other: fetch those that come next.
+    /// `ls -l` asks for the access control list of one entry after the other: when this is the second, fetch those that come
+    /// next. (The kernel asks for one before each first write to a file, which says nothing about others.)
     pub(in crate::overlay) fn fetch_xattrs_after(&self, dir: NodeId, file: &OsStr, name: &OsStr) {
         let (file, name) = (file.to_owned(), name.to_owned());
+        let about = (dir, name.clone());
+        let Some(before) = self.xattrs_asked.lock().put(about, file.clone()) else {
+            return;
+        };
         self.ahead(dir, move |overlay| {
             let Some(listing) = overlay.listing_known(dir, Trust::Any) else {
                 return;
             };
-            let Some(rank) = listing.rank(&file) else {
+            let place = |file| Some(Order::Listed.position(&listing, listing.rank(file)?));
+            let (Some(before), Some(last)) = (place(&before), place(&file)) else {
                 return;
             };
-            let from = Order::Listed.position(&listing, rank) + 1;
+            if !(before + 1..=before + NEAR).contains(&last) {
+                return;
+            }
+            let from = last + 1;
             for place in (from..listing.entries.len()).take(FILES_MAX) {
                 let (listing, name) = (listing.clone(), name.clone());
                 overlay.ahead(dir, move |overlay| {
